@@ -1,0 +1,43 @@
+"""Composable state-space layers for PyTorch, each one a convolution, a recurrence and a scan that agree to rounding."""
+
+from . import hippo as hippo
+from . import initializers as initializers
+from . import ops as ops
+from . import states as states
+from . import systems as systems
+from . import testing as testing
+from .layers import S4 as S4
+from .layers import S4D as S4D
+from .layers import DownPool as DownPool
+from .layers import MultiRate as MultiRate
+from .layers import Pointwise as Pointwise
+from .layers import Residual as Residual
+from .layers import S4Block as S4Block
+from .layers import SequenceLayer as SequenceLayer
+from .layers import Sequential as Sequential
+from .layers import TiedDropout as TiedDropout
+from .layers import UpPool as UpPool
+from .optim import param_groups as param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "S4",
+    "S4D",
+    "DownPool",
+    "MultiRate",
+    "Pointwise",
+    "Residual",
+    "S4Block",
+    "SequenceLayer",
+    "Sequential",
+    "TiedDropout",
+    "UpPool",
+    "hippo",
+    "initializers",
+    "ops",
+    "param_groups",
+    "states",
+    "systems",
+    "testing",
+]

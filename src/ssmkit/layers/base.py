@@ -1,0 +1,129 @@
+r"""The contract that every layer and container keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..states import State
+
+__all__ = ["SequenceLayer", "System", "at_least_float32"]
+
+System: TypeAlias = Any
+"""What :meth:`SequenceLayer.system` returns: a discrete system, or a tuple of the children's."""
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sequences and states are computed for inputs or weights of this one."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class SequenceLayer(nn.Module, ABC):
+    r"""A causal map of sequences that runs in three ways which agree to rounding.
+
+    - :meth:`forward` takes a whole sequence, from rest;
+    - :meth:`scan` takes a chunk of any length and carries the state;
+    - :meth:`step` takes one sample and carries the state.
+
+    Two values stand beside the module, and are never mixed. The **system** comes from the weights: it is what
+    :meth:`step` and :meth:`scan` need of them, discretised once by :meth:`system`. The **state** comes from the data:
+    it is where a stream has got to. Both are plain values that the caller holds; no method writes to the module. After
+    a change of the weights a new system is simply asked for; a state goes on being valid.
+
+    To write a layer of one's own, subclass this and implement the five methods; a layer without weights to discretise
+    has the system `()`, one without memory the state `()`. Then hold it against the contract with
+    :func:`ssmkit.testing.assert_modes_agree`.
+
+    Attributes:
+        d_input: The width of the input, or None if it is not known beforehand.
+        d_output: The width of the output, or None if it is not known beforehand.
+
+    Example:
+        >>> class Delay(ssmkit.SequenceLayer):
+        ...     d_input = d_output = 3
+        ...     def system(self, rate=1.0):
+        ...         return ()
+        ...     def initial_state(self, *batch_shape, device=None, dtype=None):
+        ...         return torch.zeros(*batch_shape, 3, device=device, dtype=dtype)
+        ...     def forward(self, u, system=None):
+        ...         return self.scan(u, self.initial_state(*u.shape[:-2], dtype=u.dtype))[0]
+        ...     def step(self, u, state, system=None):
+        ...         return state, u
+        ...     def scan(self, u, state, system=None):
+        ...         both = torch.cat([state[..., None, :], u], dim=-2)
+        ...         return both[..., :-1, :], both[..., -1, :]
+        >>> ssmkit.testing.assert_modes_agree(Delay())
+    """
+
+    d_input: int | None
+    d_output: int | None
+
+    @abstractmethod
+    def forward(self, u: Tensor, system: System = None) -> Tensor:
+        """Maps a whole sequence, from rest.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output.
+            system: What :meth:`system` returned; by default made on the spot.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`.
+        """
+
+    @abstractmethod
+    def system(self, rate: float = 1.0) -> System:
+        """Discretises the layer, from the weights as they are now; gradients flow through it to them.
+
+        Arguments:
+            rate: The factor of the step size: a model trained at 16 kHz runs on 8 kHz audio at rate 2.
+
+        Returns:
+            The system, to be handed to the other methods; `()` for a layer that has nothing to discretise.
+        """
+
+    @abstractmethod
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Makes a state at rest.
+
+        Arguments:
+            batch_shape: The batch axes of what is going to be run; none for a single stream without a batch axis.
+            device: By default that of the weights.
+            dtype: By default that of the weights, and at least float32.
+
+        Returns:
+            The state; `()` for a layer without memory.
+        """
+
+    @abstractmethod
+    def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps one sample. Writes to nothing.
+
+        Arguments:
+            u: The input, with shape :math:`(*, d_{input})`.
+            state: Where the stream has got to.
+            system: What :meth:`system` returned; by default made on the spot, which is right, and slower. A loop
+                should make it once.
+
+        Returns:
+            The output, with shape :math:`(*, d_{output})`, and the next state.
+        """
+
+    @abstractmethod
+    def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps a chunk of any length in parallel, carrying the state.
+
+        For prompts, streams in blocks, and truncated backpropagation.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output and the same state.
+            state: Where the stream has got to.
+            system: What :meth:`system` returned; by default made on the spot.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`, and the next state.
+        """

@@ -1,0 +1,89 @@
+r"""The residual block that SaShiMi and most S4 networks are built of."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import nn
+
+from .. import _checks
+from .base import SequenceLayer
+from .containers import Chain, Residual, TiedDropout
+from .s4 import S4
+
+__all__ = ["S4Block"]
+
+
+@final
+class S4Block(Chain):
+    r"""A pre-norm residual block around a sequence layer, followed by one around a feed-forward network.
+
+    .. math:: v = u + W_1\, \mathrm{GELU}(\mathrm{S4}(\mathrm{LayerNorm}(u))), \qquad
+        y = v + W_3\, \mathrm{GELU}(W_2\, \mathrm{LayerNorm}(v))
+
+    With `glu`, :math:`W_1` gives twice the width and a gated linear unit halves it, as in the paper.
+
+    References:
+        | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Figure 1
+        | https://arxiv.org/abs/2202.09729
+
+    Arguments:
+        d_model: The width :math:`H`.
+        layer: The sequence layer, which takes width `d_model`; by default `S4(d_model)`.
+        glu: Whether the first linear map is followed by a gated linear unit.
+        ff: The width of the feed-forward network, as a multiple of `d_model`.
+        dropout: The probability of dropout after every activation.
+        tie_dropout: Whether dropout uses one mask for the whole sequence.
+        device, dtype: Of the parameters, but for those of a `layer` given.
+
+    Raises:
+        TypeError: If `layer` is not a torch module.
+        ValueError: If a size is less than 1, or if `layer` does not take width `d_model`.
+
+    Example:
+        >>> block = ssmkit.S4Block(8, ssmkit.S4D(8, d_state=16), glu=True)
+        >>> block(torch.randn(2, 30, 8)).shape
+        torch.Size([2, 30, 8])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        layer: SequenceLayer | None = None,
+        *,
+        glu: bool = False,
+        ff: int = 2,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _checks.integer("S4Block", "d_model", d_model)
+        _checks.integer("S4Block", "ff", ff)
+        _checks.probability("S4Block", "dropout", dropout)
+        layer = S4(d_model, device=device, dtype=dtype) if layer is None else layer
+        width = d_model if not isinstance(layer, SequenceLayer) else layer.d_output
+        if width is None:
+            raise ValueError("S4Block: `layer` must know its output width (`d_output`).")
+
+        def drop(d: int) -> nn.Module:
+            return TiedDropout(d, dropout) if tie_dropout else nn.Dropout(dropout)
+
+        def norm() -> nn.Module:
+            return nn.LayerNorm(d_model, device=device, dtype=dtype)
+
+        def linear(d_in: int, d_out: int) -> nn.Module:
+            return nn.Linear(d_in, d_out, device=device, dtype=dtype)
+
+        gate = [nn.GLU()] if glu else []
+        super().__init__(
+            Residual(norm(), layer, nn.GELU(), drop(width), linear(width, d_model * (2 if glu else 1)), *gate),
+            Residual(
+                norm(),
+                linear(d_model, ff * d_model),
+                nn.GELU(),
+                drop(ff * d_model),
+                linear(ff * d_model, d_model),
+            ),
+        )

@@ -1,0 +1,281 @@
+r"""Several rates in one network: pooling, unpooling, and the wrapper that runs a layer at a lower rate."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import _checks
+from ..states import State
+from .base import SequenceLayer, System, at_least_float32
+
+__all__ = ["DownPool", "MultiRate", "UpPool"]
+
+
+@final
+class DownPool(nn.Module):
+    r"""Lowers the rate: `pool` samples, side by side, become one frame of a wider sequence.
+
+    .. math:: z_m = W\, \mathrm{vec}(u_{mp}, \dots, u_{mp+p-1}) + b
+
+    Features stand outside and samples inside, "(h s)". A last frame that is not full is padded with zeros. By itself a
+    module with `forward` alone; :class:`MultiRate` makes a sequence layer of it.
+
+    References:
+        | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
+        | https://arxiv.org/abs/2202.09729
+
+    Arguments:
+        d_model: The width it takes.
+        pool: The number of samples :math:`p` in a frame.
+        expand: The factor by which it widens the sequence.
+        device, dtype: Of the parameters.
+
+    Raises:
+        ValueError: If a size is less than 1; in :meth:`forward`, if the last axis of `u` is not `d_model`.
+
+    Example:
+        >>> ssmkit.DownPool(2, pool=4, expand=2)(torch.randn(1, 64, 2)).shape
+        torch.Size([1, 16, 4])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        pool: int = 4,
+        expand: int = 2,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_input = _checks.integer("DownPool", "d_model", d_model)
+        self.pool = _checks.integer("DownPool", "pool", pool)
+        self.d_output = d_model * _checks.integer("DownPool", "expand", expand)
+        self.linear = nn.Linear(d_model * pool, self.d_output, device=device, dtype=dtype)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Maps samples :math:`(*, L, d_{model})` to :math:`\\lceil L / p \\rceil` frames."""
+        _checks.sequence("DownPool", "u", u, self.d_input)
+        u = F.pad(u, (0, 0, 0, -u.shape[-2] % self.pool))
+        y: Tensor = self.linear(rearrange(u, "... (l s) h -> ... l (h s)", s=self.pool))
+        return y
+
+
+@final
+class UpPool(nn.Module):
+    r"""Raises the rate: every frame becomes `pool` samples, **one frame later**.
+
+    .. math:: (y_{mp}, \dots, y_{mp+p-1}) = \mathrm{vec}^{-1}(W w_{m-1} + b), \qquad y_0 = \dots = y_{p-1} = 0
+
+    What a frame says is known when its last sample has been read, and may be used from the next frame on: the shift
+    keeps the whole causal, so that it can be run as a recurrence. By itself a module with `forward` alone;
+    :class:`MultiRate` makes a sequence layer of it.
+
+    References:
+        | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
+        | https://arxiv.org/abs/2202.09729
+
+    Arguments:
+        d_model: The width it returns; it takes `expand` times that.
+        pool: The number of samples :math:`p` in a frame.
+        expand: The factor by which it narrows the sequence.
+        device, dtype: Of the parameters.
+
+    Raises:
+        ValueError: If a size is less than 1; in :meth:`forward`, if the last axis of `w` is not `expand * d_model`.
+
+    Example:
+        >>> ssmkit.UpPool(2, pool=4, expand=2)(torch.randn(1, 16, 4)).shape
+        torch.Size([1, 64, 2])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        pool: int = 4,
+        expand: int = 2,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_output = _checks.integer("UpPool", "d_model", d_model)
+        self.pool = _checks.integer("UpPool", "pool", pool)
+        self.d_input = d_model * _checks.integer("UpPool", "expand", expand)
+        self.linear = nn.Linear(self.d_input, d_model * pool, device=device, dtype=dtype)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Maps frames :math:`(*, M, expand \\cdot d_{model})` to samples :math:`(*, M p, d_{model})`."""
+        _checks.sequence("UpPool", "w", w, self.d_input)
+        return self.samples(F.pad(self.frames(w), (0, 0, 1, 0))[..., : w.shape[-2], :])
+
+    def frames(self, w: Tensor) -> Tensor:
+        """What the frames say, before the shift: :math:`(*, d_{model} p)`."""
+        y: Tensor = self.linear(w)
+        return y
+
+    def samples(self, frames: Tensor) -> Tensor:
+        """Lays frames :math:`(*, M, d_{model} p)` out as samples :math:`(*, M p, d_{model})`."""
+        return rearrange(frames, "... l (h s) -> ... (l s) h", s=self.pool)
+
+
+@final
+class MultiRate(SequenceLayer):
+    r"""Runs a layer at a lower rate: :class:`DownPool`, the layer, :class:`UpPool`.
+
+    .. math:: y_k = \mathrm{UpPool}(f(\mathrm{DownPool}(u)))_k
+
+    depends on the full frames before sample :math:`k`, and on nothing of its own frame. :meth:`step` gives an output at
+    every sample; once in `pool` samples, when a frame is full, it runs the layer inside.
+
+    The state holds the frame being filled, the frame being emitted, the phase (how many samples of the frame have been
+    read, an integer that the whole batch shares) and the state of the layer inside.
+
+    References:
+        | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
+        | https://arxiv.org/abs/2202.09729
+
+    Arguments:
+        d_model: The width outside.
+        layer: The layer inside, which takes and gives width `expand * d_model`.
+        pool: The number of samples in a frame.
+        expand: The factor by which the sequence inside is wider.
+        device, dtype: Of the parameters of the pooling.
+
+    Shapes:
+        - forward, scan: `u` :math:`(*, L, d_{model})` to `y` :math:`(*, L, d_{model})`, any :math:`L \geq 0`.
+        - step: `u` :math:`(*, d_{model})` to `y` :math:`(*, d_{model})`.
+
+    Raises:
+        TypeError: If `layer` is not a sequence layer.
+        ValueError: If the widths do not fit; in :meth:`system`, if `rate` is not 1 (frames are counted in samples).
+
+    Example:
+        >>> layer = ssmkit.MultiRate(2, ssmkit.S4D(4), pool=4)
+        >>> u = torch.randn(1, 10, 2)
+        >>> y, state = layer.scan(u[:, :7], layer.initial_state(1))
+        >>> y_next, state = layer.step(u[:, 7], state)
+        >>> torch.allclose(y_next, layer(u)[:, 7], atol=1e-5)
+        True
+    """
+
+    d_input: int
+    d_output: int
+
+    def __init__(
+        self,
+        d_model: int,
+        layer: SequenceLayer,
+        pool: int = 4,
+        expand: int = 2,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(layer, SequenceLayer):
+            raise TypeError(
+                f"MultiRate: `layer` must be a `ssmkit.SequenceLayer`, got {type(layer).__name__}; "
+                "wrap position-wise modules in `ssmkit.Sequential`."
+            )
+        self.down = DownPool(d_model, pool, expand, device=device, dtype=dtype)
+        self.layer = layer
+        self.up = UpPool(d_model, pool, expand, device=device, dtype=dtype)
+        inside = self.down.d_output
+        if layer.d_input not in (None, inside) or layer.d_output not in (None, inside):
+            raise ValueError(
+                f"MultiRate: `layer` must take and give width {inside} (`expand * d_model`), "
+                f"got {layer.d_input} in and {layer.d_output} out."
+            )
+        self.d_input = self.d_output = d_model
+        self.pool = pool
+
+    def forward(self, u: Tensor, system: System = None) -> Tensor:
+        """Maps a whole sequence of any length, from rest."""
+        _checks.sequence("MultiRate", "u", u, self.d_input)
+        # The last frame, full or not, is heard only after the end.
+        full = max(0, u.shape[-2] - 1) // self.pool * self.pool
+        frames = self.up.frames(self.layer(self.down(u[..., :full, :]), system))
+        return self.up.samples(F.pad(frames, (0, 0, 1, 0)))[..., : u.shape[-2], :].to(u.dtype)
+
+    def system(self, rate: float = 1.0) -> System:
+        """The system of the layer inside.
+
+        Arguments:
+            rate: 1: frames are counted in samples, and cannot be had at another rate.
+
+        Returns:
+            What the layer inside returns.
+
+        Raises:
+            ValueError: If `rate` is not 1.
+        """
+        if rate != 1.0:
+            raise ValueError(
+                f"MultiRate: `rate` must be 1, got {rate!r}: frames are counted in samples, so that a pooled network "
+                "runs at the rate it was trained at; resample the audio instead."
+            )
+        return self.layer.system()
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Makes a state at rest, at the first sample of a frame."""
+        weight = self.down.linear.weight
+        frame = torch.zeros(
+            *batch_shape,
+            self.pool,
+            self.d_input,
+            device=weight.device if device is None else device,
+            dtype=at_least_float32(_checks.dtype("MultiRate", dtype) or weight.dtype),
+        )
+        return frame, frame, 0, self.layer.initial_state(*batch_shape, device=device, dtype=dtype)
+
+    def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps one sample; runs the layer inside when it fills a frame."""
+        _checks.floating("MultiRate", "u", u)
+        _checks.last_axis("MultiRate", "u", u, self.d_input)
+        filling, emitting, phase, inner = self._parts(state, u.shape[:-1])
+        y = emitting[..., phase, :].to(u.dtype)
+        new = u.to(filling.dtype)[..., None, :]
+        filling = torch.cat([filling[..., :phase, :], new, filling[..., phase + 1 :, :]], dim=-2)
+        phase += 1
+        if phase == self.pool:
+            z = self.down(filling.to(u.dtype))[..., 0, :]
+            w, inner = self.layer.step(z, inner, system)
+            emitting = self.up.samples(self.up.frames(w)[..., None, :]).to(filling.dtype)
+            filling, phase = torch.zeros_like(filling), 0
+        return y, (filling, emitting, phase, inner)
+
+    def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps a chunk of any length; frames may be cut in two between chunks."""
+        _checks.sequence("MultiRate", "u", u, self.d_input)
+        filling, emitting, phase, inner = self._parts(state, u.shape[:-2])
+        samples = torch.cat([filling[..., :phase, :], u.to(filling.dtype)], dim=-2)
+        full = samples.shape[-2] // self.pool * self.pool
+        z = self.down(samples[..., :full, :].to(u.dtype))
+        w, inner = self.layer.scan(z, inner, system)
+        emitted = torch.cat([emitting, self.up.samples(self.up.frames(w)).to(filling.dtype)], dim=-2)
+        y = emitted[..., phase : phase + u.shape[-2], :].to(u.dtype)
+        rest = samples[..., full:, :]
+        filling = F.pad(rest, (0, 0, 0, self.pool - rest.shape[-2]))
+        return y, (filling, emitted[..., full:, :], rest.shape[-2], inner)
+
+    def _parts(self, state: State, batch: torch.Size) -> tuple[Tensor, Tensor, int, State]:
+        if not isinstance(state, tuple) or len(state) != 4 or not isinstance(state[2], int):
+            raise ValueError(
+                "MultiRate: `state` must be (frame being filled, frame being emitted, phase, inner state); "
+                "make it with this layer's `initial_state(*batch_shape)`."
+            )
+        shape = (*batch, self.pool, self.d_input)
+        filling, emitting = (_checks.state("MultiRate", frame, shape) for frame in state[:2])
+        return filling, emitting, state[2], state[3]
+
+    def extra_repr(self) -> str:
+        """The factor of the rate."""
+        return f"pool={self.pool}"

@@ -1,0 +1,29 @@
+"""Numerical operations, each a fast function beside a naive twin that says the definition."""
+
+from .cauchy import cauchy as cauchy
+from .cauchy import cauchy_roots_of_unity as cauchy_roots_of_unity
+from .cauchy import naive_cauchy as naive_cauchy
+from .conv import causal_conv as causal_conv
+from .conv import naive_causal_conv as naive_causal_conv
+from .conv import two_sided_conv as two_sided_conv
+from .krylov import krylov as krylov
+from .krylov import naive_krylov as naive_krylov
+from .vandermonde import naive_vandermonde as naive_vandermonde
+from .vandermonde import naive_vandermonde_transpose as naive_vandermonde_transpose
+from .vandermonde import vandermonde as vandermonde
+from .vandermonde import vandermonde_transpose as vandermonde_transpose
+
+__all__ = [
+    "cauchy",
+    "cauchy_roots_of_unity",
+    "causal_conv",
+    "krylov",
+    "naive_cauchy",
+    "naive_causal_conv",
+    "naive_krylov",
+    "naive_vandermonde",
+    "naive_vandermonde_transpose",
+    "two_sided_conv",
+    "vandermonde",
+    "vandermonde_transpose",
+]

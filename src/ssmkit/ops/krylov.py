@@ -1,0 +1,98 @@
+r"""Krylov products: the impulse response of a dense system."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+__all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
+
+
+def naive_krylov(A: Tensor, b: Tensor, c: Tensor, L: int) -> Tensor:
+    """The definition of :func:`krylov`, one product with `A` after another."""
+    out = []
+    for _ in range(L):
+        out.append((c @ b[..., None])[..., 0])
+        b = (A @ b[..., None])[..., 0]
+    return torch.stack(out, dim=-1) if out else c[..., :0] + b[..., None, :0]
+
+
+def squares(A: Tensor, count: int) -> list[Tensor]:
+    """The powers A, A², A⁴, … of a matrix: `count` of them."""
+    table = [A]
+    for _ in range(count - 1):
+        table.append(table[-1] @ table[-1])
+    return table[:count]
+
+
+def krylov_columns(table: list[Tensor], b: Tensor) -> Tensor:
+    """The columns b, A b, … by doubling, 2^len(table) of them, from the squares of A; shape (*, N, columns)."""
+    columns = b[..., None]
+    for power in table:
+        columns = torch.cat([columns, power @ columns], dim=-1)
+    return columns
+
+
+def krylov_rows(table: list[Tensor], c: Tensor) -> Tensor:
+    """The rows c, c A, … by doubling, 2^len(table) of them, for each row of c (*, M, N); shape (*, M, rows, N)."""
+    rows = c[..., None, :]
+    for power in table:
+        rows = torch.cat([rows, (rows.flatten(-3, -2) @ power).unflatten(-2, rows.shape[-3:-1])], dim=-2)
+    return rows
+
+
+def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    r"""The impulse response of a dense system.
+
+    .. math:: K_{ml} = c_m A^l b, \qquad l = 0 \dots L - 1
+
+    Baby steps :math:`b, Ab, \dots, A^{J-1}b` and giant steps :math:`c, cA^J, cA^{2J}, \dots` are built by doubling from
+    squared powers of `A`; one matrix product of the two is all of `K`. Cost :math:`O(N^3 \log L + N L)` per system.
+    The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes.
+
+    References:
+        | Matrix Computations (Golub and Van Loan, 2013), Section 10.1 (Krylov matrices)
+        | The doubling is derived above.
+
+    Arguments:
+        A: State matrices, real, with shape :math:`(*, N, N)`.
+        b: Input vectors, with shape :math:`(*, N)`.
+        c: Output rows, with shape :math:`(*, M, N)`; they share `A` and `b`.
+        L: The length of the response.
+        dtype: The dtype of the last product and of the result, by default that of the arguments.
+
+    Returns:
+        The response :math:`K`, with shape :math:`(*, M, L)`.
+
+    Raises:
+        TypeError: If an argument is not a real floating tensor.
+        ValueError: If shapes do not fit or `L` is negative.
+
+    Example:
+        >>> A, b, c = torch.tensor([[0.5]]), torch.ones(1), torch.ones(1, 1)
+        >>> krylov(A, b, c, 4)
+        tensor([[1.0000, 0.5000, 0.2500, 0.1250]])
+    """
+    for name, value in (("A", A), ("b", b), ("c", c)):
+        _checks.floating("krylov", name, value)
+    _checks.integer("krylov", "L", L, least=0)
+    N = A.shape[-1]
+    if A.ndim < 2 or A.shape[-2] != N or b.shape[-1:] != (N,) or c.ndim < 2 or c.shape[-1] != N:
+        raise ValueError(
+            "krylov: `A` must have shape (*, N, N), `b` (*, N) and `c` (*, M, N), "
+            f"got {tuple(A.shape)}, {tuple(b.shape)} and {tuple(c.shape)}."
+        )
+    dtype = dtype or torch.promote_types(torch.promote_types(A.dtype, b.dtype), c.dtype)
+    M = c.shape[-2]
+    # M rows share the baby steps: fewer giant steps and more baby steps balance the two factors.
+    bits = max(L - 1, 0).bit_length()
+    baby = min(bits, (bits + max(M - 1, 0).bit_length() + 1) // 2)
+    table = squares(A.double(), bits)
+    columns = krylov_columns(table[:baby], b.double()).to(dtype)
+    rows = krylov_rows(table[baby:], c.double())
+    # Giant steps beyond L are not multiplied out.
+    rows = rows[..., : -(-L // (1 << baby)), :].to(dtype)
+    K: Tensor = (rows.flatten(-3, -2) @ columns).unflatten(-2, rows.shape[-3:-1])
+    return K.flatten(-2)[..., :L]

@@ -1,0 +1,71 @@
+r"""The learning-rate and decay rules of state-space parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from . import _checks
+
+__all__ = ["param_groups"]
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+def param_groups(
+    model: nn.Module, lr: float, weight_decay: float = 0.0, *, ssm_lr: float = 1e-3
+) -> list[dict[str, Any]]:
+    r"""Sorts the parameters of a model into the groups that state-space networks are trained with.
+
+    - poles, low-rank terms, input gains and step sizes of the state-space layers (:math:`\Lambda, P, B, \Delta`): at
+      the smaller of `lr` and `ssm_lr`, without decay;
+    - biases, and all parameters of norms: at `lr`, without decay;
+    - all others: at `lr`, with decay.
+
+    Every trainable parameter stands in exactly one group, once, however often the model uses it; empty groups are left
+    out. A layer of your own joins in by a class attribute `SSM_PARAMETERS`, a tuple of its parameters' names.
+
+    References:
+        | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Appendix D.2
+        | https://arxiv.org/abs/2111.00396
+
+    Arguments:
+        model: A network with any layers.
+        lr: The learning rate.
+        weight_decay: The decay of the parameters that have one.
+        ssm_lr: The most that the state-space parameters are trained at.
+
+    Returns:
+        Groups for the first argument of any optimiser in `torch.optim`.
+
+    Raises:
+        ValueError: If a rate is not positive or the decay is negative.
+
+    Example:
+        >>> groups = ssmkit.param_groups(ssmkit.S4Block(8), lr=4e-3, weight_decay=0.01)
+        >>> [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
+        [(0.001, 0.0, 5), (0.004, 0.0, 7), (0.004, 0.01, 5)]
+        >>> optimizer = torch.optim.AdamW(groups)
+    """
+    _checks.positive("param_groups", "lr", lr)
+    _checks.positive("param_groups", "ssm_lr", ssm_lr)
+    _checks.at_least("param_groups", "weight_decay", weight_decay, 0.0)
+    ssm: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        names = getattr(module, "SSM_PARAMETERS", ())
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            if name in names:
+                ssm.append(parameter)
+            elif "bias" in name or isinstance(module, _NORMS):
+                plain.append(parameter)
+            else:
+                decayed.append(parameter)
+    groups = ((ssm, min(lr, ssm_lr), 0.0), (plain, lr, 0.0), (decayed, lr, weight_decay))
+    return [{"params": group, "lr": rate, "weight_decay": decay} for group, rate, decay in groups if group]

@@ -1,0 +1,25 @@
+"""State-space systems as values: continuous ones discretise, discrete ones have a kernel, a step and a scan."""
+
+from .dense import Dense as Dense
+from .dense import DiscreteDense as DiscreteDense
+from .dense import dense_bilinear as dense_bilinear
+from .dense import dense_zoh as dense_zoh
+from .diagonal import Diagonal as Diagonal
+from .diagonal import DiscreteDiagonal as DiscreteDiagonal
+from .diagonal import bilinear as bilinear
+from .diagonal import zoh as zoh
+from .dplr import DPLR as DPLR
+from .dplr import DiscreteDPLR as DiscreteDPLR
+
+__all__ = [
+    "DPLR",
+    "Dense",
+    "Diagonal",
+    "DiscreteDPLR",
+    "DiscreteDense",
+    "DiscreteDiagonal",
+    "bilinear",
+    "dense_bilinear",
+    "dense_zoh",
+    "zoh",
+]

@@ -1,0 +1,89 @@
+r"""One step of a discrete system whose state matrix is diagonal plus low rank, in real arithmetic.
+
+A complex state :math:`s` of :math:`N/2` numbers is kept as the :math:`N` real ones :math:`x = [\Re s; \Im s]`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+__all__ = [
+    "Recurrence",
+    "group_rows",
+    "input_form",
+    "output_form",
+    "per_feature",
+    "rotate",
+    "rotation",
+    "ungroup",
+]
+
+
+def input_form(z: Tensor, dim: int = -1) -> Tensor:
+    """[Re z; Im z] along an axis: how a state and what is added to it are written in real numbers."""
+    return torch.cat([z.real, z.imag], dim=dim)
+
+
+def output_form(z: Tensor) -> Tensor:
+    """2 [Re z, -Im z]: the row whose product with [Re s; Im s] is 2 Re(z s)."""
+    return 2 * torch.cat([z.real, -z.imag], dim=-1)
+
+
+def rotation(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients with which :func:`rotate` multiplies a real-form state by the complex diagonal `a`."""
+    return torch.cat([a.real, a.real], dim=-1), torch.cat([-a.imag, a.imag], dim=-1)
+
+
+def rotate(same: Tensor, cross: Tensor, x: Tensor) -> Tensor:
+    """The complex product a ∘ s in real form: the real part of `a` keeps halves, the imaginary one swaps them."""
+    return torch.addcmul(same * x, cross, x.roll(x.shape[-1] // 2, -1))
+
+
+def per_feature(x: Tensor, H: int) -> Tensor:
+    """Spreads G systems (G, …) over H features (H, …): feature h uses system h mod G."""
+    return x if x.shape[0] == H else repeat(x, "g ... -> (t g) ...", t=H // x.shape[0])
+
+
+def group_rows(c: Tensor, G: int) -> Tensor:
+    """Collects the output rows (C, H, N) of the features that share a system: (G, C · H/G, N)."""
+    return rearrange(c, "c (t g) n -> g (c t) n", g=G)
+
+
+def ungroup(rows: Tensor, C: int) -> Tensor:
+    """The way back from :func:`group_rows`, whatever has become of the last axes: (G, C · H/G, …) to (C, H, …)."""
+    return rearrange(rows, "g (c t) ... -> c (t g) ...", c=C)
+
+
+class Recurrence(NamedTuple):
+    r"""The coefficients of a step, per feature, in real form and in the working dtype.
+
+    .. math:: x \leftarrow x + (a - 1) \circ x - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y_c = c_c \cdot x
+
+    The pole enters as :math:`a - 1`, which was computed in float64: :math:`a` itself, rounded to float32, would
+    forget the decay of slow modes.
+    """
+
+    same: Tensor
+    """Real part of a - 1, twice; shape (H, N)."""
+    cross: Tensor
+    """Imaginary part of a - 1, negative and positive; shape (H, N)."""
+    p: Tensor
+    """Columns of the low-rank part; shape (r, H, N)."""
+    q: Tensor
+    """Rows of the low-rank part; shape (r, H, N)."""
+    b: Tensor
+    """Input column; shape (H, N)."""
+    c: Tensor
+    """Output rows; shape (C, H, N)."""
+
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
+        new = torch.addcmul(x + self.same * x, self.cross, x.roll(x.shape[-1] // 2, -1))
+        for p, q in zip(self.p, self.q, strict=True):
+            new = torch.addcmul(new, p, (q * x).sum(-1, keepdim=True), value=-1)
+        new = torch.addcmul(new, self.b, u[..., None])
+        return (self.c * new[..., None, :, :]).sum(-1), new

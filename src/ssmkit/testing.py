@@ -1,0 +1,253 @@
+r"""The contract of sequence layers as functions that a test can call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .layers.base import SequenceLayer
+from .layers.containers import Pointwise
+from .states import State
+
+__all__ = ["assert_modes_agree", "example_input", "relative_error"]
+
+_RTOL = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    r"""The error by which modes are compared, :math:`\max |\hat y - y| / \max |y|`.
+
+    Arguments:
+        actual: What is judged.
+        expected: What it is held against, of the same shape.
+
+    Returns:
+        The error; 0 if both are empty, the absolute error if `expected` is zero.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]))
+        0.25
+    """
+    _checks.shape("relative_error", "actual", actual, expected.shape, "that of `expected`")
+    if expected.numel() == 0:
+        return 0.0
+    difference = (actual.double() - expected.double()).abs().max()
+    scale = expected.double().abs().max()
+    return float(difference / scale) if scale > 0 else float(difference)
+
+
+def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
+    """Random input that a layer takes: class indices if it begins with an embedding, else normal numbers.
+
+    Arguments:
+        layer: A sequence layer.
+        shape: The axes in front of the feature axis, batch and length.
+
+    Returns:
+        The input, in the dtype and on the device of the layer's first parameter.
+
+    Raises:
+        ValueError: If the layer does not tell its input width.
+
+    Example:
+        >>> example_input(ssmkit.Sequential(torch.nn.Embedding(256, 8), ssmkit.S4D(8)), 2, 5).shape
+        torch.Size([2, 5])
+    """
+    like = next((p for p in layer.parameters() if p.is_floating_point()), torch.zeros(()))
+    first: nn.Module = layer
+    while not isinstance(first, nn.Embedding) and getattr(first, "d_input", None) is None:
+        inside = getattr(first, "layers", None)
+        children = list(inside if isinstance(inside, nn.ModuleList) else first.children())
+        if not children:
+            raise ValueError(
+                f"example_input: {type(layer).__name__} does not tell its input width; set its `d_input`, or hand an "
+                "input over as `u`."
+            )
+        first = children[0]
+    if isinstance(first, Pointwise) and isinstance(first.module, nn.Embedding):
+        first = first.module
+    if isinstance(first, nn.Embedding):
+        return torch.randint(first.num_embeddings, shape, device=like.device)
+    width: Any = first.d_input
+    return torch.randn(*shape, width, device=like.device, dtype=like.dtype)
+
+
+def assert_modes_agree(
+    layer: SequenceLayer,
+    u: Tensor | None = None,
+    *,
+    length: int = 37,
+    splits: Iterable[int] | None = None,
+    rtol: float | None = None,
+) -> None:
+    r"""Asserts that a layer keeps the contract: its three modes are one model.
+
+    In eval mode, with errors measured as :math:`\max |\Delta| / \max |y|`:
+
+    - `forward` = `scan` from rest = a `step` per sample, with the system given and without;
+    - `scan` of two parts = `scan` of the whole, and steps go on where a scan ended, for every split;
+    - `scan` of nothing returns the state it was given;
+    - the output at :math:`k` does not depend on the input after :math:`k`;
+    - no mode changes the `state_dict`, or a state it was given.
+
+    Arguments:
+        layer: A :class:`ssmkit.SequenceLayer`, of this library or of your own.
+        u: An input of shape :math:`(*, L, d_{input})`, or :math:`(*, L)` of class indices; by default a drawn batch
+            of 2.
+        length: The length :math:`L` of a drawn input.
+        splits: Where the sequence is cut in two; by default at 0, 1, about a third, and the end.
+        rtol: The largest error allowed; by default 1e-10 in float64 and 1e-4 in float32.
+
+    Raises:
+        AssertionError: If a law is broken; the message says which, and by how much.
+        ValueError: If the layer is not causal, or no input can be drawn.
+
+    Example:
+        >>> assert_modes_agree(ssmkit.S4(4, d_state=8).double())
+        >>> broken = ssmkit.S4(4, d_state=8)
+        >>> broken.scan = lambda u, state, system=None: (u, state)
+        >>> assert_modes_agree(broken)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        AssertionError: S4: `scan` from rest differs from `forward` by ...
+    """
+    was_training = [module for module in layer.modules() if module.training]
+    layer.eval()
+    try:
+        with torch.no_grad():
+            _Laws(layer, example_input(layer, 2, length) if u is None else u, rtol).check(splits)
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+class _Laws:
+    def __init__(self, layer: SequenceLayer, u: Tensor, rtol: float | None) -> None:
+        self.layer, self.u = layer, u
+        # Class indices have no feature axis: what is in front of time is the batch all the same.
+        self.time = u.ndim - (2 if u.is_floating_point() else 1)
+        self.L = u.shape[self.time]
+        self.batch = u.shape[: self.time]
+        self.y = layer(u)
+        self.rtol = _RTOL[self.y.dtype] if rtol is None else rtol
+        self.system = layer.system()
+        like = {"device": u.device, "dtype": self.y.dtype}
+        self.rest = layer.initial_state(*self.batch, **like)
+
+    def check(self, splits: Iterable[int] | None) -> None:
+        layer, u, y = self.layer, self.u, self.y
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        rest = _clone(self.rest)
+
+        whole, end = layer.scan(u, self.rest, self.system)
+        self.same("`scan` from rest", "`forward`", whole, y)
+        self.same("`forward` with a system", "`forward`", layer(u, self.system), y)
+        self.same("`scan` without a system", "`scan` with one", layer.scan(u, self.rest)[0], whole)
+        stepped, stepped_end = self.steps(u, self.rest)
+        self.same("a `step` per sample", "`forward`", stepped, y)
+        self.same_state("a `step` per sample", "`scan`", stepped_end, end)
+        if self.L:
+            first = u.select(self.time, 0)
+            self.same(
+                "`step` without a system",
+                "`step` with one",
+                layer.step(first, self.rest)[0],
+                layer.step(first, self.rest, self.system)[0],
+            )
+        for split in sorted({0, min(1, self.L), self.L // 3, self.L} if splits is None else splits):
+            left, right = u.split([split, self.L - split], dim=self.time)
+            y_left, state = layer.scan(left, self.rest, self.system)
+            if split == 0:
+                self.same_state("the state after a `scan` of nothing", "the one before", state, self.rest)
+            y_right, both_end = layer.scan(right, state, self.system)
+            self.same(
+                f"`scan` in two parts, cut at {split},",
+                "`scan` of the whole",
+                torch.cat([y_left, y_right], self.time),
+                whole,
+            )
+            self.same_state(f"`scan` in two parts, cut at {split},", "`scan` of the whole", both_end, end)
+            stepped, _ = self.steps(right, state)
+            self.same(
+                f"steps after a `scan` of {split} samples",
+                "`forward`",
+                stepped,
+                y.narrow(self.time, split, self.L - split),
+            )
+            self.causal(split)
+        after = layer.state_dict()
+        for name, value in before.items():
+            if not torch.equal(value, after[name]):
+                raise AssertionError(f"{type(layer).__name__}: running it changed {name!r} of its `state_dict`.")
+        if not _equal(rest, self.rest):
+            raise AssertionError(f"{type(layer).__name__}: a mode wrote to the state that it was given.")
+
+    def steps(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        out = [self.y.narrow(self.time, 0, 0)]
+        for sample in u.unbind(self.time):
+            y, state = self.layer.step(sample, state, self.system)
+            out.append(y.unsqueeze(self.time))
+        return torch.cat(out, self.time), state
+
+    def causal(self, split: int) -> None:
+        future = self.u.narrow(self.time, split, self.L - split).flip(self.time)
+        if future.is_floating_point():
+            future = future + 1
+        changed = torch.cat([self.u.narrow(self.time, 0, split), future], self.time)
+        self.same(
+            f"the output before sample {split}, with other input from there on,",
+            "the output of `forward`",
+            self.layer(changed).narrow(self.time, 0, split),
+            self.y.narrow(self.time, 0, split),
+            scale=self.y,
+        )
+
+    def same(self, what: str, other: str, actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> None:
+        name = type(self.layer).__name__
+        if actual.shape != expected.shape:
+            raise AssertionError(
+                f"{name}: {what} has shape {tuple(actual.shape)}, and {other} {tuple(expected.shape)}."
+            )
+        if not expected.numel():
+            return
+        scale = self.y if scale is None else scale
+        largest = scale.double().abs().max().item() or 1.0
+        error = (actual.double() - expected.double()).abs().max().item() / largest
+        if not error <= self.rtol:
+            raise AssertionError(
+                f"{name}: {what} differs from {other} by {error:.1e} of the largest output; {self.rtol:.0e} is allowed."
+            )
+
+    def same_state(self, what: str, other: str, actual: State, expected: State) -> None:
+        pairs = list(zip(_leaves(actual), _leaves(expected), strict=True))
+        for a, b in pairs:
+            if isinstance(a, Tensor) and isinstance(b, Tensor):
+                self.same(f"the state of {what}", f"that of {other}", a, b, scale=b)
+            elif a != b:
+                raise AssertionError(f"{type(self.layer).__name__}: {what} ends at phase {a}, and {other} at {b}.")
+
+
+def _leaves(state: State) -> list[Tensor | int]:
+    if isinstance(state, tuple):
+        return [leaf for child in state for leaf in _leaves(child)]
+    return [state]
+
+
+def _clone(state: State) -> State:
+    if isinstance(state, tuple):
+        return tuple(_clone(child) for child in state)
+    return state.clone() if isinstance(state, Tensor) else state
+
+
+def _equal(a: State, b: State) -> bool:
+    return all(
+        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y
+        for x, y in zip(_leaves(a), _leaves(b), strict=True)
+    )
