@@ -84,8 +84,8 @@ def legs(N: int) -> tuple[Real, Real]:
 
     Example:
         >>> A, B = legs(2)
-        >>> A.round(4).tolist()
-        [[-1.0, 0.0], [-1.7321, -2.0]]
+        >>> A[1].round(4).tolist()
+        [-1.7321, -2.0]
     """
     _checks.integer("legs", "N", N)
     root, _ = _roots(N)

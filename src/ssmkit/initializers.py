@@ -155,8 +155,9 @@ def poles(where: str, init: str | Init, N: int, rank: int | None = None) -> Pole
     r"""Resolves an initialisation, a name or a function, into poles and gains.
 
     With `rank = 0` the diagonal part is taken: for a matrix :math:`A = \Lambda - P P^*` that is
-    :math:`(\Lambda, B / 2)`, whose kernel tends to that of :math:`(A, B)` as :math:`N` grows. With a `rank` above
-    that of the matrix, the further columns of :math:`P` start small and random (at zero they would have no gradient).
+    :math:`(\Lambda, B / 2)`, whose response to smooth input tends to that of :math:`(A, B)` as :math:`N` grows. With a
+    `rank` above that of the matrix, the further columns of :math:`P` start small and random (at zero they would have no
+    gradient).
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Theorem 3

@@ -38,8 +38,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     _checks.shape("relative_error", "actual", actual, expected.shape, "that of `expected`")
     if expected.numel() == 0:
         return 0.0
-    difference = (actual.double() - expected.double()).abs().max()
-    scale = expected.double().abs().max()
+    difference = (actual.detach().double() - expected.detach().double()).abs().max()
+    scale = expected.detach().double().abs().max()
     return float(difference / scale) if scale > 0 else float(difference)
 
 

@@ -207,10 +207,11 @@ def _width_after(module: nn.Module, width: int | None) -> int | None:
     return width if isinstance(module, _SAME_WIDTH) else None
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _unknown(module: nn.Module) -> nn.Module | None:
+    """The first part that is not known to leave time steps alone."""
     if isinstance(module, nn.Sequential):
-        return all(_is_pointwise(child) for child in module)
-    return isinstance(module, _POINTWISE)
+        return next((part for part in map(_unknown, module) if part is not None), None)
+    return None if isinstance(module, _POINTWISE) else module
 
 
 def _as_layer(where: str, module: nn.Module) -> SequenceLayer:
@@ -221,9 +222,9 @@ def _as_layer(where: str, module: nn.Module) -> SequenceLayer:
     for part in module.modules():
         if reason := _mixing(part):
             raise ValueError(f"{where}: {reason}; it cannot run step by step here.")
-    if not _is_pointwise(module):
+    if (part := _unknown(module)) is not None:
         raise ValueError(
-            f"{where}: {type(module).__name__} is not known to treat every time step alone; if it does, say so with "
+            f"{where}: {type(part).__name__} is not known to treat every time step alone; if it does, say so with "
             "`ssmkit.Pointwise(module)`, and if it keeps a memory, write a `ssmkit.SequenceLayer`."
         )
     return Pointwise(module)

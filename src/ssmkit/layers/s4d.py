@@ -68,11 +68,10 @@ class S4D(SSMLayer):
         >>> layer = ssmkit.S4D(d_model=4, d_state=8, init="lin")
         >>> layer(torch.randn(2, 50, 4)).shape
         torch.Size([2, 50, 4])
-        >>> ssmkit.S4D(4, init="legz")
+        >>> ssmkit.S4D(4, discretization="foh")
         Traceback (most recent call last):
             ...
-        ValueError: S4D: unknown `init` 'legz'; the known ones are fout, inv, lagt, legs, legt, lin, quad, real. \
-Did you mean 'legs'?
+        ValueError: S4D: unknown `discretization` 'foh'; the known ones are bilinear, zoh. Did you mean 'zoh'?
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B")

@@ -182,12 +182,12 @@ class SSMLayer(SequenceLayer):
             v = u.to(at_least_float32(u.dtype))
             k = (self.system() if system is None else system).kernel(u.shape[-2])
             # D is one more lag-zero tap: adding it to the kernel saves a pass over the sequence.
-            direct = self.D.to(k.dtype)[..., None]
+            direct = F.pad(self.D.to(k.dtype)[..., None], (0, max(0, u.shape[-2] - 1)))[..., : u.shape[-2]]
             if self.bidirectional:
                 past, future = k[: self.channels], k[self.channels :]
-                y = two_sided_conv(v, torch.cat([past[..., :1] + direct, past[..., 1:]], dim=-1), future)
+                y = two_sided_conv(v, past + direct, future)
             else:
-                y = causal_conv(v, torch.cat([k[..., :1] + direct, k[..., 1:]], dim=-1))
+                y = causal_conv(v, k + direct)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
 
     def step(

@@ -41,13 +41,21 @@ def naive_vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
 
 
 def powers(x: Tensor, J: int) -> Tensor:
-    """The powers x^0 ... x^(J-1) in a new last axis, by doubling: no logarithm, so that x = 0 is no special case."""
-    table = torch.ones_like(x)[..., None]
-    power = x[..., None]
-    while table.shape[-1] < J:
-        table = torch.cat([table, table * power], dim=-1)
+    """The powers x^0 ... x^(J-1) of nodes (*, N), with shape (*, J, N).
+
+    By doubling: no logarithm, so that x = 0 is no special case.
+    """
+    table = torch.ones_like(x)[..., None, :]
+    power = x[..., None, :]
+    while table.shape[-2] < J:
+        table = torch.cat([table, table * power], dim=-2)
         power = power * power
-    return table[..., :J]
+    return table[..., :J, :]
+
+
+def _interleaved(z: Tensor) -> Tensor:
+    """Real and imaginary parts of (*, N) side by side in (*, 2N): a view."""
+    return torch.view_as_real(z).flatten(-2)
 
 
 def _steps(L: int) -> int:
@@ -82,11 +90,11 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
     """
     J = _steps(L)
     small = powers(x, J)
-    giant = powers(small[..., -1] * x, -(-L // J)).mT
-    left = v[..., :, None, :] * giant[..., None, :, :]
-    left_real = torch.cat([left.real, -left.imag], dim=-1).to(dtype)
-    right_real = torch.cat([small.real, small.imag], dim=-2).to(dtype)
-    y: Tensor = (left_real.flatten(-3, -2) @ right_real).unflatten(-2, left.shape[-3:-1])
+    giant = powers(small[..., -1, :] * x, -(-L // J))
+    # Re(a b) is the product of the real vectors (Re ā, Im ā) and (Re b, Im b).
+    left = v.conj()[..., :, None, :] * giant.conj()[..., None, :, :]
+    rows = _interleaved(left.flatten(-3, -2)).to(dtype)
+    y: Tensor = (rows @ _interleaved(small).to(dtype).mT).unflatten(-2, left.shape[-3:-1])
     return y.flatten(-2)[..., :L]
 
 
@@ -160,9 +168,8 @@ def vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
     J = _steps(L)
     I = -(-L // J)
     small = powers(x.to(torch.complex128), J)
-    giant = powers(small[..., -1] * x, I)
+    giant = powers(small[..., -1, :] * x, I)
     # Within a block of J coefficients a matrix product, over the blocks a weighted sum: N (J + L/J) powers.
     blocks = torch.nn.functional.pad(u, (0, I * J - L)).unflatten(-1, (I, J)).to(result)
-    inner = blocks @ small.mT.to(result)
-    s: Tensor = (inner.mT * giant.to(result)).sum(-1)
+    s: Tensor = (blocks @ small.to(result) * giant.to(result)).sum(-2)
     return s

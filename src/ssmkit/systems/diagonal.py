@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .. import _checks
@@ -122,7 +121,7 @@ class DiscreteDiagonal(NamedTuple):
         return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.c.dtype), len(self.c))
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         return self.recurrence.step(u, x)
 
     def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,15 +129,15 @@ class DiscreteDiagonal(NamedTuple):
         H, dtype = u.shape[-1], self.recurrence.c.dtype
         T = min(CHUNK, u.shape[1])
         table = powers(self.a, T + 1)
-        observe = rearrange(per_feature(table[..., 1:], H), "h n t -> h t n") * self.c[..., None, :]
-        reach = rearrange(table[..., :T].flip(-1) * self.b[..., None], "g n t -> g t n")
+        observe = per_feature(table[:, 1:], H) * self.c[..., None, :]
+        reach = table[:, :T].flip(1) * self.b[:, None]
         chunk = Chunk(self.kernel(T), output_form(observe).to(dtype), per_feature(input_form(reach).to(dtype), H))
 
         def advance_by(state: Tensor, m: int) -> Tensor:
-            same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[..., m]))
+            same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[:, m]))
             return rotate(same, cross, state)
 
-        same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[..., T]))
+        same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[:, T]))
         return scan_chunks(u, x, chunk, lambda state: rotate(same, cross, state), advance_by)
 
 

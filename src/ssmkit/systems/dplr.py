@@ -33,7 +33,7 @@ class DiscreteDPLR(NamedTuple):
         return self.dense.kernel(L)
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         return self.recurrence.step(u, x)
 
     def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

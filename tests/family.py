@@ -1,0 +1,101 @@
+"""The family of layers over which the laws are stated: every layer and container, with every option."""
+
+import numpy as np
+from torch import nn
+
+from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout, hippo, systems
+
+
+def _decay(N):
+    """A user's own matrix: dissipative, of a low rank that nobody wrote down."""
+    rng = np.random.default_rng(0)
+    S, p = rng.standard_normal((N, N)), rng.standard_normal((N, 2))
+    return (S - S.T) - 0.3 * np.eye(N) - p @ p.T, np.ones(N)
+
+
+def _ring(N):
+    """A user's own poles."""
+    return -0.2 + 1j * np.arange(1, N // 2 + 1), np.ones(N // 2, dtype=complex)
+
+
+class RootMeanSquare(nn.Module):
+    """A user's own position-wise module."""
+
+    def forward(self, u):
+        return u / (u.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+SSM = {
+    "S4": lambda: S4(3, 8),
+    "S4, N=2": lambda: S4(2, 2),
+    "S4, N=64": lambda: S4(2),
+    "S4, legt": lambda: S4(3, 8, init="legt"),
+    "S4, lagt": lambda: S4(3, 8, init="lagt"),
+    "S4, fout": lambda: S4(3, 8, init="fout"),
+    "S4, callable": lambda: S4(3, 8, init=hippo.legs),
+    "S4, own matrix": lambda: S4(3, 8, init=_decay),
+    "S4, rank 2": lambda: S4(3, 8, rank=2),
+    "S4, rank 3 of legt": lambda: S4(3, 8, init="legt", rank=3),
+    "S4, tied, own dt": lambda: S4(6, 8, n_ssm=2),
+    "S4, tied, tied dt": lambda: S4(6, 8, n_ssm=2, tie_dt=True),
+    "S4, fully tied": lambda: S4(4, 8, n_ssm=1, tie_dt=True),
+    "S4, channels": lambda: S4(3, 8, channels=2),
+    "S4, tied channels": lambda: S4(6, 8, channels=3, n_ssm=2, tie_dt=True),
+    "S4, slow": lambda: S4(3, 16, dt_min=1e-5, dt_max=2e-5),
+    "S4, slow fout": lambda: S4(3, 16, init="fout", dt_min=1e-5, dt_max=2e-5),
+    "S4, fast": lambda: S4(3, 16, dt_min=0.1, dt_max=10.0),
+    "S4, dropout": lambda: S4(3, 8, dropout=0.5),
+    "S4D": lambda: S4D(3, 8),
+    "S4D, N=2": lambda: S4D(2, 2),
+    "S4D, N=64": lambda: S4D(2),
+    "S4D, bilinear": lambda: S4D(3, 8, discretization="bilinear"),
+    "S4D, callable rule": lambda: S4D(3, 8, discretization=systems.bilinear),
+    "S4D, lin": lambda: S4D(3, 8, init="lin"),
+    "S4D, inv": lambda: S4D(3, 8, init="inv"),
+    "S4D, quad": lambda: S4D(3, 8, init="quad"),
+    "S4D, real": lambda: S4D(3, 8, init="real"),
+    "S4D, legt": lambda: S4D(3, 8, init="legt"),
+    "S4D, lagt": lambda: S4D(3, 8, init="lagt"),
+    "S4D, fout": lambda: S4D(3, 8, init="fout"),
+    "S4D, own poles": lambda: S4D(3, 8, init=_ring),
+    "S4D, own matrix": lambda: S4D(3, 8, init=_decay),
+    "S4D, tied, own dt": lambda: S4D(6, 8, n_ssm=2),
+    "S4D, tied, tied dt": lambda: S4D(6, 8, n_ssm=2, tie_dt=True),
+    "S4D, fully tied": lambda: S4D(4, 8, n_ssm=1, tie_dt=True),
+    "S4D, channels": lambda: S4D(3, 8, channels=2),
+    "S4D, tied channels": lambda: S4D(6, 8, channels=3, n_ssm=2, tie_dt=True),
+    "S4D, slow": lambda: S4D(3, 16, dt_min=1e-5, dt_max=2e-5),
+    "S4D, slow bilinear": lambda: S4D(3, 16, discretization="bilinear", dt_min=1e-5, dt_max=2e-5),
+    "S4D, fast": lambda: S4D(3, 16, dt_min=0.1, dt_max=10.0),
+    "S4D, dropout": lambda: S4D(3, 8, dropout=0.5),
+}
+
+COMPOSED = {
+    "Pointwise": lambda: Pointwise(nn.Linear(3, 5)),
+    "Pointwise, own module": lambda: Sequential(nn.Linear(3, 4), Pointwise(RootMeanSquare())),
+    "TiedDropout": lambda: TiedDropout(3, 0.5),
+    "Sequential": lambda: Sequential(S4(3, 4), nn.GELU(), nn.Linear(3, 8), nn.GLU(), S4D(4, 4), nn.RMSNorm(4)),
+    "Sequential of nothing but pointwise": lambda: Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Softmax(-1)),
+    "Sequential, nested": lambda: Sequential(Sequential(S4D(3, 4)), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))),
+    "Embedding": lambda: Sequential(nn.Embedding(7, 4), S4D(4, 4), nn.Linear(4, 7)),
+    "Residual": lambda: Residual(nn.LayerNorm(3), S4(3, 4), nn.GELU()),
+    "S4Block": lambda: S4Block(4),
+    "S4Block, GLU, dropout": lambda: S4Block(4, S4D(4, 4), glu=True, dropout=0.3),
+    "S4Block, tied dropout": lambda: S4Block(4, S4D(4, 4, channels=2), tie_dropout=True, dropout=0.3),
+    "MultiRate": lambda: MultiRate(2, S4D(4, 4)),
+    "MultiRate, pool 3, expand 1": lambda: MultiRate(2, S4D(2, 4), pool=3, expand=1),
+    "MultiRate, pool 1": lambda: MultiRate(2, S4D(4, 4), pool=1),
+    "MultiRate of pointwise": lambda: MultiRate(2, Sequential(nn.Linear(4, 4), nn.GELU()), pool=2),
+    "MultiRate, nested": lambda: Residual(
+        MultiRate(2, Sequential(Residual(MultiRate(4, S4Block(8, S4D(8, 4)), 2)), S4D(4, 4)), 3)
+    ),
+}
+
+CAUSAL = {**SSM, **COMPOSED}
+
+BIDIRECTIONAL = {
+    "S4": lambda: S4(3, 8, bidirectional=True),
+    "S4, tied channels": lambda: S4(6, 8, channels=2, n_ssm=2, bidirectional=True),
+    "S4D": lambda: S4D(3, 8, bidirectional=True),
+    "S4D, channels": lambda: S4D(3, 8, channels=2, bidirectional=True),
+}

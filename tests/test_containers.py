@@ -1,0 +1,222 @@
+"""Containers thread their children's values and refuse what cannot run step by step."""
+
+import pytest
+import torch
+from torch import nn
+
+import ssmkit
+from ssmkit import S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout
+from ssmkit.testing import relative_error
+
+POINTWISE = [
+    nn.Linear(4, 4),
+    nn.LayerNorm(4),
+    nn.RMSNorm(4),
+    nn.GELU(),
+    nn.ReLU(),
+    nn.SiLU(),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.GLU(),
+    nn.PReLU(),
+    nn.Softmax(-1),
+    nn.LogSoftmax(dim=-1),
+    nn.Dropout(0.1),
+    nn.Identity(),
+    nn.Sequential(nn.Linear(4, 8), nn.GELU()),
+    torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+]
+
+MIXING = [
+    nn.Conv1d(4, 4, 3),
+    nn.ConvTranspose1d(4, 4, 3),
+    nn.LSTM(4, 4),
+    nn.GRU(4, 4),
+    nn.RNN(4, 4),
+    nn.GRUCell(4, 4),
+    nn.MultiheadAttention(4, 2),
+    nn.TransformerEncoderLayer(4, 2),
+    nn.BatchNorm1d(4),
+    nn.InstanceNorm1d(4),
+    nn.GroupNorm(2, 4),
+    nn.MaxPool1d(2),
+    nn.AvgPool1d(2),
+    nn.AdaptiveAvgPool1d(2),
+    nn.Flatten(),
+    nn.Upsample(scale_factor=2),
+    nn.Dropout1d(),
+    nn.EmbeddingBag(4, 4),
+    nn.LayerNorm((9, 4)),
+    nn.RMSNorm((9, 4)),
+    nn.GLU(dim=1),
+    nn.Softmax(dim=1),
+    nn.PReLU(4),
+    nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 3)),
+]
+
+
+@pytest.mark.parametrize("module", POINTWISE, ids=lambda m: type(m).__name__)
+def test_pointwise_modules_go_in_as_they_are(module):
+    ssmkit.testing.assert_modes_agree(Sequential(nn.Linear(3, 4), module, nn.Identity()))
+
+
+@pytest.mark.parametrize("module", MIXING, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("container", [Sequential, Residual, Pointwise])
+def test_modules_that_mix_time_steps_are_refused(module, container):
+    with pytest.raises(ValueError, match=f"^{container.__name__}: .*it cannot run step by step here"):
+        container(module)
+
+
+class Own(nn.Module):
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner or nn.Identity()
+
+    def forward(self, u):
+        return self.inner(u) * 2
+
+
+def test_unknown_modules_are_asked_about():
+    with pytest.raises(
+        ValueError, match=r"Own is not known to treat every time step alone.*ssmkit.Pointwise\(module\)"
+    ):
+        Sequential(S4D(4, 4), Own())
+    with pytest.raises(ValueError, match="Own is not known"):
+        Sequential(nn.Sequential(nn.Linear(4, 4), Own()))
+    ssmkit.testing.assert_modes_agree(Sequential(S4D(4, 4), Pointwise(Own())))
+    with pytest.raises(ValueError, match="Pointwise: Conv1d mixes time steps"):
+        Pointwise(Own(nn.Conv1d(4, 4, 3)))
+    with pytest.raises(ValueError, match="S4D is a sequence layer with a state of its own; put it in directly"):
+        Pointwise(S4D(4))
+    with pytest.raises(ValueError, match="S4D is a sequence layer"):
+        Sequential(nn.Sequential(S4D(4)))
+
+
+def test_only_modules_go_in():
+    with pytest.raises(TypeError, match="Sequential: every layer must be a torch module, got function"):
+        Sequential(torch.relu.__call__ if False else (lambda u: u))
+    with pytest.raises(TypeError, match="Pointwise: `module` must be a torch module, got int"):
+        Pointwise(3)
+    with pytest.raises(TypeError, match="MultiRate: `layer` must be a `ssmkit.SequenceLayer`, got Linear"):
+        MultiRate(2, nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Sequential(S4D(4), S4D(5)),
+            r"Sequential: layer 1 \(S4D\) takes width 5, but the layer before it gives 4",
+        ),
+        (lambda: Sequential(nn.Linear(3, 4), nn.GLU(), S4D(4)), r"takes width 4, but the layer before it gives 2"),
+        (lambda: Sequential(nn.Embedding(9, 4), nn.Linear(5, 4)), "takes width 5, but the layer before it gives 4"),
+        (lambda: Residual(nn.Linear(4, 5)), "Residual: the layers must give back the width they take, got 4 in and 5"),
+        (lambda: Residual(S4D(4, channels=2)), "got 4 in and 8 out"),
+        (lambda: MultiRate(4, S4D(4)), r"MultiRate: `layer` must take and give width 8 \(`expand \* d_model`\)"),
+        (lambda: S4Block(4, S4D(5)), "takes width 5, but the layer before it gives 4"),
+        (lambda: S4Block(0), "S4Block: `d_model` must be at least 1"),
+        (lambda: S4Block(4, ff=0), "S4Block: `ff` must be at least 1"),
+        (lambda: S4Block(4, dropout=1.5), "S4Block: `dropout` must be at least 0 and less than 1"),
+        (lambda: TiedDropout(4, 1.0), "TiedDropout: `p` must be at least 0 and less than 1"),
+    ],
+)
+def test_widths_are_checked_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_widths_are_told():
+    model = Sequential(nn.GELU(), nn.Linear(3, 8), nn.GLU(), S4D(4, 4, channels=2), nn.Dropout())
+    assert (model.d_input, model.d_output) == (3, 8)
+    assert Sequential(nn.Embedding(9, 4)).d_input is None
+    assert Sequential(nn.GLU(), nn.Linear(2, 5)).d_input is None
+    assert S4Block(6, S4D(6, 4)).d_output == 6
+
+
+def test_residual_checks_shapes_it_could_not_foresee():
+    layer = Residual(nn.GLU())
+    with pytest.raises(ValueError, match=r"Residual: the layers must keep the shape \(2, 9, 4\)"):
+        layer(torch.randn(2, 9, 4))
+
+
+def test_values_are_tuples_of_the_childrens():
+    model = Sequential(nn.Linear(3, 4), S4D(4, 8), Residual(S4D(4, 2)))
+    state, system = model.initial_state(5), model.system()
+    assert state[0] == system[0] == ()
+    assert state[1].shape == (5, 4, 8)
+    assert state[2][0].shape == (5, 4, 2)
+    assert len(system) == 3
+    assert system[2][0].kernel(3).shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize("wrong", [(), ((), ()), torch.zeros(2), ((), torch.zeros(2, 4, 8), 0)])
+def test_foreign_states_are_refused(wrong):
+    model = Sequential(nn.Linear(3, 4), S4D(4, 8), Residual(S4D(4, 2)))
+    for call in (lambda: model.step(torch.randn(2, 3), wrong), lambda: model.scan(torch.randn(2, 9, 3), wrong)):
+        with pytest.raises(ValueError, match="`state` must be a tuple of"):
+            call()
+
+
+def test_foreign_systems_are_refused():
+    model = Sequential(nn.Linear(3, 4), S4D(4, 8))
+    with pytest.raises(ValueError, match="`system` must be a tuple of 2, one per layer, got a tuple of 0"):
+        model(torch.randn(2, 9, 3), ())
+    with pytest.raises(ValueError, match="Pointwise: `state` must be ()"):
+        model.step(torch.randn(2, 3), (torch.zeros(2), model.initial_state(2)[1]))
+
+
+def test_a_system_reaches_the_children():
+    """The rate goes down the tree, and what is handed in is used."""
+    model = Sequential(nn.Linear(3, 4), Residual(S4D(4, 8)))
+    u = torch.randn(2, 20, 3)
+    fast = model.system(rate=2.0)
+    assert relative_error(model(u, fast), model(u)) > 1e-3
+    scanned, _ = model.scan(u, model.initial_state(2), fast)
+    assert relative_error(scanned, model(u, fast)) < 1e-5
+
+
+def test_tied_dropout_keeps_its_mask_over_time_and_modes():
+    layer = TiedDropout(50, 0.4)
+    u = torch.ones(3, 20, 50)
+    y = layer(u)
+    assert (y == y[:, :1]).all()
+    assert not torch.equal(y[0], y[1])
+    assert abs((y == 0).float().mean() - 0.4) < 0.15
+    assert set(y.unique().tolist()) == {0.0, (torch.ones(()) / 0.6).item()}
+    state = layer.initial_state(3)
+    scanned, after = layer.scan(u, state)
+    stepped, _ = layer.step(u[:, 0], after)
+    assert (scanned == stepped[:, None]).all()
+    layer.eval()
+    assert torch.equal(layer.scan(u, state)[0], u)
+
+
+def test_s4block_is_the_notebooks_block():
+    """LayerNorm, layer, GELU, Linear, residual; LayerNorm, Linear, GELU, Linear, residual."""
+    block = S4Block(4, S4D(4, 8))
+    first, second = block.layers
+    norm, ssm, act, _, linear = first.layers
+    norm2, up, act2, _, down = second.layers
+    u = torch.randn(2, 30, 4)
+    v = u + linear(act(ssm(norm(u))))
+    assert torch.allclose(block(u), v + down(act2(up(norm2(v)))))
+    assert [type(x.module) for x in (norm, act, linear, norm2, up, act2, down)] == [
+        nn.LayerNorm,
+        nn.GELU,
+        nn.Linear,
+        nn.LayerNorm,
+        nn.Linear,
+        nn.GELU,
+        nn.Linear,
+    ]
+    assert up.module.out_features == 8
+    gated = S4Block(4, S4D(4, 8), glu=True)
+    assert isinstance(gated.layers[0].layers[-1].module, nn.GLU)
+    assert gated.layers[0].layers[-2].module.out_features == 8
+
+
+def test_device_and_dtype_reach_all_parameters():
+    block = S4Block(4, device="meta", dtype=torch.float64)
+    pooled = MultiRate(2, S4D(4, device="meta", dtype=torch.float64), device="meta", dtype=torch.float64)
+    for module in (block, pooled):
+        assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}

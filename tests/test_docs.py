@@ -1,0 +1,92 @@
+"""The site builds without a network and without a warning, holds every public name, and what it shows is true."""
+
+import os
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssmkit
+
+DOCS = Path(__file__).parents[1] / "docs"
+MODULES = [
+    ssmkit,
+    ssmkit.hippo,
+    ssmkit.initializers,
+    ssmkit.ops,
+    ssmkit.states,
+    ssmkit.systems,
+    ssmkit.testing,
+]
+
+for needed in ("sphinx", "furo", "sphinx_copybutton", "sphinx-mathjax-offline"):
+    pytest.importorskip(needed)
+
+
+def build(builder: str, out: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", builder, DOCS, out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("html")
+    build("html", out)
+    return out
+
+
+def test_pages_need_no_network(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text())
+        assert not [tag for tag in tags if re.search(r"""(?:src|href)=["'](?:https?:)?//""", tag)], page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", style.read_text()), style
+
+
+def test_pages_with_formulas_load_the_local_mathjax(site):
+    page = (site / "mathematics.html").read_text()
+    sources = re.findall(r'<script\b[^>]*\bsrc="([^"?]*mathjax[^"?]*)', page)
+    assert sources
+    assert all((site / source).is_file() for source in sources)
+    fonts = list((site / "_static" / "mathjax" / "output" / "chtml" / "fonts").rglob("*.woff"))
+    assert fonts
+
+
+def test_every_public_name_has_an_entry(site):
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    entries = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    names = {f"{module.__name__}.{name}" for module in MODULES for name in module.__all__}
+    assert names <= entries, sorted(names - entries)
+
+
+def test_examples_are_right(tmp_path):
+    build("doctest", tmp_path)
+
+
+def _sentences() -> list[tuple[str, str]]:
+    rows = re.findall(r"^   \* - ``(.+)``\n     - (.+(?:\n       .+)*)", (DOCS / "errors.rst").read_text(), re.M)
+    return [(call, " ".join(answer.split()).replace("\\*", "*")) for call, answer in rows]
+
+
+@pytest.mark.parametrize(("call", "answer"), _sentences(), ids=[call for call, _ in _sentences()])
+def test_bad_input_gets_the_sentence_in_the_table(call, answer):
+    # The names that the tables use are set up by the last examples before them.
+    head = (DOCS / "errors.rst").read_text().partition(".. list-table::")[0].partition("They use")[2]
+    names = {"ssmkit": ssmkit, "torch": torch, "nn": torch.nn}
+    exec("\n".join(re.findall(r"^>>> (.*)", head, re.M)), names)
+    kind, _, message = answer.partition(": ")
+    with pytest.raises({"TypeError": TypeError, "ValueError": ValueError}[kind]) as caught:
+        eval(call, names)
+    assert str(caught.value) == message
+
+
+def test_the_tables_of_bad_input_are_read():
+    assert len(_sentences()) > 40

@@ -1,0 +1,254 @@
+"""The laws of the contract, over every layer and option."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ssmkit
+from family import BIDIRECTIONAL, CAUSAL, COMPOSED, SSM
+from ssmkit.testing import assert_modes_agree, example_input, relative_error
+
+LENGTHS = st.one_of(st.sampled_from([1, 2, 3, 127, 128, 129, 257]), st.integers(1, 70))
+BATCHES = st.lists(st.integers(1, 3), max_size=2)
+
+
+def leaves(state):
+    if isinstance(state, tuple):
+        return [leaf for child in state for leaf in leaves(child)]
+    return [state] if isinstance(state, torch.Tensor) else []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", CAUSAL)
+@settings(max_examples=6)
+@given(batch=BATCHES, L=LENGTHS, data=st.data())
+def test_modes_agree(name, dtype, batch, L, data):
+    """forward = scan = steps, split anywhere; causal; pure: to 1e-10 in float64 and 1e-4 in float32."""
+    layer = CAUSAL[name]().to(dtype)
+    split = data.draw(st.integers(0, L))
+    assert_modes_agree(layer, example_input(layer, *batch, L), splits=[split])
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_three_scans_are_one(name):
+    layer = CAUSAL[name]().double().eval()
+    u = example_input(layer, 2, 150)
+    state, parts = layer.initial_state(2, dtype=torch.float64), []
+    for chunk in u.split([7, 0, 131, 12], dim=1):
+        y, state = layer.scan(chunk, state)
+        parts.append(y)
+    assert relative_error(torch.cat(parts, 1), layer(u)) < 1e-10
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_gradients_agree_and_reach_every_parameter(name):
+    """The gradients of forward, scan and steps are the same, and none is missing or zero."""
+    layer = CAUSAL[name]().double().eval()
+    u = example_input(layer, 2, 29)
+    weight = torch.randn_like(layer(u))
+
+    def gradients(y):
+        return torch.autograd.grad((y * weight).sum(), list(layer.parameters()))
+
+    def steps():
+        state, out = layer.initial_state(2, dtype=torch.float64), []
+        system = layer.system()
+        for sample in u.unbind(1):
+            y, state = layer.step(sample, state, system)
+            out.append(y)
+        return torch.stack(out, 1)
+
+    if not list(layer.parameters()):
+        return
+    whole = gradients(layer(u))
+    scanned = gradients(layer.scan(u, layer.initial_state(2, dtype=torch.float64))[0])
+    stepped = gradients(steps())
+    for (label, _), a, b, c in zip(layer.named_parameters(), whole, scanned, stepped, strict=True):
+        assert a.abs().max() > 0, label
+        assert relative_error(b, a) < 1e-8, label
+        assert relative_error(c, a) < 1e-8, label
+
+
+# A mask is not read in eval mode, and a frame of one sample is never half full.
+WITHOUT_GRADIENT = ("TiedDropout", "S4Block, tied dropout", "MultiRate, pool 1")
+
+
+@pytest.mark.parametrize("name", [n for n in CAUSAL if n not in WITHOUT_GRADIENT])
+@pytest.mark.parametrize("mode", ["scan", "step"])
+def test_gradients_reach_the_initial_state(name, mode):
+    layer = CAUSAL[name]().double().eval()
+    u = example_input(layer, 2, 40)
+    _, state = layer.scan(u[:, :11], layer.initial_state(2, dtype=torch.float64))
+    state = ssmkit.states.detach(state)
+    tensors = leaves(state)
+    if not tensors:
+        pytest.skip("a layer without memory")
+    for tensor in tensors:
+        tensor.requires_grad_()
+    if mode == "scan":
+        y, _ = layer.scan(u[:, 11:], state)
+    else:
+        rows = []
+        for sample in u[:, 11:].unbind(1):
+            y, state = layer.step(sample, state)
+            rows.append(y)
+        y = torch.stack(rows, 1)
+    grads = torch.autograd.grad((y * torch.randn_like(y)).sum(), tensors, allow_unused=True)
+    assert all(g is not None and g.isfinite().all() and g.abs().max() > 0 for g in grads)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_empty_sequences_work(name, batch):
+    layer = CAUSAL[name]().eval()
+    u = example_input(layer, *batch, 0)
+    width = layer(example_input(layer, *batch, 3)).shape[-1]
+    assert layer(u).shape == (*batch, 0, width)
+    state = layer.initial_state(*batch)
+    y, after = layer.scan(u, state)
+    assert y.shape == (*batch, 0, width)
+    assert [torch.equal(a, b) for a, b in zip(leaves(after), leaves(state), strict=True)] == [True] * len(leaves(state))
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@settings(max_examples=5)
+@given(L=st.integers(0, 40))
+def test_bidirectional_is_the_sum_over_past_and_future(name, dtype, L):
+    layer = BIDIRECTIONAL[name]().to(dtype)
+    u = example_input(layer, 2, L)
+    k = layer.kernel(L)
+    past, future = k[: layer.channels], k[layer.channels :]
+    expected = torch.zeros(2, L, layer.channels, layer.d_model, dtype=dtype)
+    for at in range(L):
+        for j in range(L):
+            gain = past[..., at - j] if j <= at else future[..., j - at - 1]
+            expected[:, at] = expected[:, at] + gain * u[:, j, None]
+    expected = expected + layer.D * u[:, :, None]
+    assert relative_error(layer(u), expected.flatten(-2)) < (1e-10 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_bidirectional_refuses_to_run_as_a_recurrence(name):
+    layer = BIDIRECTIONAL[name]()
+    u = example_input(layer, 2, 5)
+    for call in (
+        lambda: layer.initial_state(2),
+        lambda: layer.step(u[:, 0], torch.zeros(2)),
+        lambda: layer.scan(u, torch.zeros(2)),
+    ):
+        with pytest.raises(ValueError, match="is bidirectional: its output depends on the future"):
+            call()
+
+
+@pytest.mark.parametrize("name", {**CAUSAL, **{f"bidirectional {n}": f for n, f in BIDIRECTIONAL.items()}})
+def test_save_and_load(name):
+    make = {**CAUSAL, **{f"bidirectional {n}": f for n, f in BIDIRECTIONAL.items()}}[name]
+    layer, other = make().eval(), make().eval()
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    u = example_input(layer, 2, 20)
+    assert torch.equal(other(u), layer(u))
+    assert torch.equal(copy.deepcopy(layer)(u), layer(u))
+    assert type(layer).__name__ in repr(layer)
+
+
+@pytest.mark.parametrize("name", {**SSM, **BIDIRECTIONAL})
+def test_parameters_are_real_and_free_of_any_length(name):
+    layer = {**SSM, **BIDIRECTIONAL}[name]()
+    shapes = {n: v.shape for n, v in layer.state_dict().items()}
+    assert not any(v.is_complex() for v in layer.state_dict().values())
+    assert not list(layer.buffers())
+    for L in (3, 50, 7):
+        layer(example_input(layer, 1, L))
+    assert {n: v.shape for n, v in layer.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_state_goes_on_being_valid_after_an_optimiser_step(name):
+    """A system is a value of the weights as they were; a state belongs to the data."""
+    layer = CAUSAL[name]().double().train(False)
+    if not list(layer.parameters()):
+        return
+    u = example_input(layer, 2, 24)
+    old = layer.system()
+    _, state = layer.scan(u[:, :12], layer.initial_state(2, dtype=torch.float64), old)
+    y_before, _ = layer.scan(u[:, 12:], state, old)
+    y_before.square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1e-3).step()
+    y_after, _ = layer.scan(u[:, 12:], ssmkit.states.detach(state))
+    y_again, _ = layer.scan(u[:, 12:], ssmkit.states.detach(state), layer.system())
+    assert relative_error(y_again, y_after) == 0
+    assert relative_error(y_after, y_before) > 0
+
+
+def networks():
+    yield "block", lambda: ssmkit.Sequential(nn.Linear(2, 4), ssmkit.S4Block(4), ssmkit.MultiRate(4, ssmkit.S4D(8, 4)))
+    yield "SSM", lambda: ssmkit.S4(3, 8)
+
+
+@pytest.mark.parametrize(("label", "make"), list(networks()))
+def test_low_precision_keeps_states_and_systems_in_float32(label, make):
+    layer = make().bfloat16().eval()
+    u = example_input(layer, 2, 20)
+    y = layer(u)
+    assert u.dtype == y.dtype == torch.bfloat16
+    state = layer.initial_state(2)
+    scanned, after = layer.scan(u, state)
+    assert {t.dtype for t in leaves(state) + leaves(after)} == {torch.float32}
+    rows = []
+    for sample in u.unbind(1):
+        row, state = layer.step(sample, state)
+        rows.append(row)
+    assert relative_error(scanned, y) < 0.05
+    assert relative_error(torch.stack(rows, 1), y) < 0.05
+
+
+def test_autocast_leaves_the_recurrence_in_float32():
+    layer, u = ssmkit.S4(3, 8), torch.randn(2, 30, 3)
+    plain = layer(u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(u)
+        scanned, state = layer.scan(u, layer.initial_state(2))
+        stepped, _ = layer.step(u[:, 0], layer.initial_state(2))
+    assert y.dtype == scanned.dtype == stepped.dtype == state.dtype == torch.float32
+    assert torch.equal(y, plain)
+    assert relative_error(scanned, plain) < 1e-5
+    assert relative_error(stepped, plain[:, 0]) < 1e-5
+
+
+@pytest.mark.parametrize("make", [lambda: ssmkit.S4(2), lambda: ssmkit.S4D(2), lambda: ssmkit.S4(2, init="fout")])
+@pytest.mark.parametrize("dt", [(1e-5, 2e-5), (1e-3, 1e-1)])
+def test_float32_holds_over_long_sequences(make, dt):
+    """Slow modes do not drift: 20,000 samples, at time scales up to two million samples."""
+    layer = make()
+    with torch.no_grad():
+        layer.log_dt.copy_(torch.tensor(dt).log())
+    u = torch.randn(1, 20_000, 2)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(u.double())
+        system = layer.system()
+        state, rows = layer.initial_state(1), []
+        for sample in u.unbind(1):
+            y, state = layer.step(sample, state, system)
+            rows.append(y)
+        scanned, _ = layer.scan(u, layer.initial_state(1), system)
+    assert relative_error(layer(u).detach(), exact) < 1e-5
+    assert relative_error(scanned, exact) < 1e-5
+    assert relative_error(torch.stack(rows, 1), exact) < 1e-4
+
+
+def test_the_family_is_complete():
+    """Every layer that the package exports takes part in the laws."""
+    made = {type(module) for make in CAUSAL.values() for module in make().modules()}
+    exported = [getattr(ssmkit, n) for n in ssmkit.__all__ if isinstance(getattr(ssmkit, n), type)]
+    missing = [c for c in exported if c not in made and c is not ssmkit.SequenceLayer]
+    assert not missing
+    assert not set(SSM) & set(COMPOSED)
