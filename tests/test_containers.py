@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ssmkit
-from ssmkit import S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout
+from ssmkit import S4, S4D, DownPool, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout, UpPool
 from ssmkit.testing import relative_error
 
 POINTWISE = [
@@ -63,7 +63,9 @@ def test_pointwise_modules_go_in_as_they_are(module):
 @pytest.mark.parametrize("module", MIXING, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("container", [Sequential, Residual, Pointwise])
 def test_modules_that_mix_time_steps_are_refused(module, container):
-    with pytest.raises(ValueError, match=f"^{container.__name__}: .*it cannot run step by step here"):
+    with pytest.raises(
+        ValueError, match=f"^{container.__name__}: .*(mixes time steps|must have dim=-1|must normalise|takes axis 1)"
+    ):
         container(module)
 
 
@@ -86,10 +88,19 @@ def test_unknown_modules_are_asked_about():
     ssmkit.testing.assert_modes_agree(Sequential(S4D(4, 4), Pointwise(Own())))
     with pytest.raises(ValueError, match="Pointwise: Conv1d mixes time steps"):
         Pointwise(Own(nn.Conv1d(4, 4, 3)))
-    with pytest.raises(ValueError, match="S4D is a sequence layer with a state of its own; put it in directly"):
+    with pytest.raises(
+        ValueError, match="S4D is a sequence layer with a state of its own; put it in a container directly"
+    ):
         Pointwise(S4D(4))
     with pytest.raises(ValueError, match="S4D is a sequence layer"):
         Sequential(nn.Sequential(S4D(4)))
+
+
+@pytest.mark.parametrize("container", [Sequential, Residual, Pointwise])
+def test_pooling_alone_is_refused(container):
+    for pool in (DownPool(4), UpPool(4)):
+        with pytest.raises(ValueError, match=r"Pool changes the rate; use `ssmkit.MultiRate`"):
+            container(pool)
 
 
 def test_only_modules_go_in():
@@ -161,6 +172,9 @@ def test_foreign_systems_are_refused():
     model = Sequential(nn.Linear(3, 4), S4D(4, 8))
     with pytest.raises(ValueError, match="`system` must be a tuple of 2, one per layer, got a tuple of 0"):
         model(torch.randn(2, 9, 3), ())
+    model = Sequential(nn.Linear(3, 4), S4(4, 8))
+    with pytest.raises(ValueError, match="`system` must be a tuple of 2, one per layer, got a DiscreteDPLR"):
+        model.step(torch.randn(2, 3), model.initial_state(2), S4(4, 8).system())
     with pytest.raises(ValueError, match="Pointwise: `state` must be ()"):
         model.step(torch.randn(2, 3), (torch.zeros(2), model.initial_state(2)[1]))
 

@@ -23,9 +23,6 @@ MODULES = [
     ssmkit.testing,
 ]
 
-for needed in ("sphinx", "furo", "sphinx_copybutton", "sphinx-mathjax-offline"):
-    pytest.importorskip(needed)
-
 
 def build(builder: str, out: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", builder, DOCS, out]

@@ -236,6 +236,22 @@ BAD = {
         ValueError,
         "`state` must have shape .* got a tuple",
     ),
+    "system of another size": (
+        lambda c: c(4).scan(torch.randn(2, 9, 4), c(4).initial_state(2), c(4, 8).system()),
+        ValueError,
+        r"`system` must be what this layer's `system\(\)` returns.*\(1, 4, 64\), got .*\(1, 4, 8\)",
+    ),
+    "system of another kind": (
+        lambda c: c(4)(torch.randn(2, 9, 4), (S4D if c is S4 else S4)(4).system()),
+        ValueError,
+        "`system` must be what this layer's",
+    ),
+    "no system": (
+        lambda c: c(4).step(torch.randn(2, 4), c(4).initial_state(2), ()),
+        ValueError,
+        "`system` must be what this layer's .* got a tuple",
+    ),
+    "rate of another kind": (lambda c: c(4).system(rate="a"), TypeError, r"`rate` must be a number, got 'a' \(str\)"),
     "rate": (lambda c: c(4).system(rate=0.0), ValueError, "`rate` must be a positive number"),
     "kernel length": (lambda c: c(4).kernel(-1), ValueError, "`L` must be at least 0"),
 }

@@ -159,6 +159,9 @@ def test_two_sided_conv():
 def test_second_derivatives():
     u, k = torch.randn(1, 5, 2, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64)
     v, z, w = random_complex(2), random_complex(3) + 3, random_complex(2) - 3
+    x = decaying(2, slow=0.1).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda v, x: ops.vandermonde(v, x, 7), (v.requires_grad_(), x))
+    assert torch.autograd.gradgradcheck(ops.vandermonde_transpose, (u[0].mT.detach().requires_grad_(), x))
     assert torch.autograd.gradgradcheck(ops.causal_conv, (u.requires_grad_(), k.requires_grad_()))
     assert torch.autograd.gradgradcheck(ops.cauchy, (v.requires_grad_(), z.requires_grad_(), w.requires_grad_()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ def even(where: str, name: str, value: Any) -> int:
 
 def positive(where: str, name: str, value: float) -> float:
     """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{where}: `{name}` must be a number, got {value!r} ({type(value).__name__}).")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{where}: `{name}` must be a positive number, got {value!r}.")
     return value

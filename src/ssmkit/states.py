@@ -95,7 +95,7 @@ def concatenate(states: Sequence[State]) -> State:
         if any(s != first for s in states):
             raise ValueError(
                 f"concatenate: the states must be at the same phase of their frame, got {list(states)}; "
-                "advance them by whole frames of the slowest tier before joining."
+                "advance streams until their phases are equal."
             )
         return first
     tensors = [s for s in states if isinstance(s, Tensor)]

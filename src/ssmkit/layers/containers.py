@@ -92,11 +92,17 @@ def _mixing(module: nn.Module) -> str | None:
     name = type(module).__name__
     if isinstance(module, nn.PReLU):
         # Its channels are axis 1: time in a sequence, features in a step.
-        return None if module.num_parameters == 1 else f"{name} with several parameters takes axis 1 for features"
+        return (
+            None
+            if module.num_parameters == 1
+            else f"{name} with several parameters takes axis 1 for features, which is time here"
+        )
     if isinstance(module, _MIXING):
-        return f"{name} mixes time steps (or takes axis 1 for features)"
+        return f"{name} mixes time steps (or takes axis 1 for features), so it cannot run step by step"
+    if getattr(module, "CHANGES_RATE", False):
+        return f"{name} changes the rate; use `ssmkit.MultiRate`"
     if isinstance(module, SequenceLayer):
-        return f"{name} is a sequence layer with a state of its own; put it in directly"
+        return f"{name} is a sequence layer with a state of its own; put it in a container directly"
     if isinstance(module, _ALONG_LAST_AXIS) and module.dim != -1:
         return f"{name} must have dim=-1, the feature axis, and has dim={module.dim}"
     if isinstance(module, _NORMS) and len(cast(nn.LayerNorm, module).normalized_shape) != 1:
@@ -126,7 +132,7 @@ class Pointwise(SequenceLayer):
         >>> ssmkit.Pointwise(torch.nn.Conv1d(3, 3, 5))
         Traceback (most recent call last):
             ...
-        ValueError: Pointwise: Conv1d mixes time steps (or takes axis 1 for features); it cannot run step by step here.
+        ValueError: Pointwise: Conv1d mixes time steps (or takes axis 1 for features), so it cannot run step by step.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -135,7 +141,7 @@ class Pointwise(SequenceLayer):
             raise TypeError(f"Pointwise: `module` must be a torch module, got {type(module).__name__}.")
         for part in module.modules():
             if reason := _mixing(part):
-                raise ValueError(f"Pointwise: {reason}; it cannot run step by step here.")
+                raise ValueError(f"Pointwise: {reason}.")
         self.module = module
         self.d_input = _width_before(module)
         self.d_output = _width_after(module, self.d_input)
@@ -221,10 +227,10 @@ def _as_layer(where: str, module: nn.Module) -> SequenceLayer:
         raise TypeError(f"{where}: every layer must be a torch module, got {type(module).__name__}.")
     for part in module.modules():
         if reason := _mixing(part):
-            raise ValueError(f"{where}: {reason}; it cannot run step by step here.")
-    if (part := _unknown(module)) is not None:
+            raise ValueError(f"{where}: {reason}.")
+    if (stranger := _unknown(module)) is not None:
         raise ValueError(
-            f"{where}: {type(part).__name__} is not known to treat every time step alone; if it does, say so with "
+            f"{where}: {type(stranger).__name__} is not known to treat every time step alone; if it does, say so with "
             "`ssmkit.Pointwise(module)`, and if it keeps a memory, write a `ssmkit.SequenceLayer`."
         )
     return Pointwise(module)
@@ -257,8 +263,9 @@ class Chain(SequenceLayer):
         """A child's share of a system or state each; None, for a system not given, to all."""
         if value is None and what == "system":
             return (None,) * len(self.layers)
-        if not isinstance(value, tuple) or len(value) != len(self.layers):
-            got = f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+        # A plain tuple: a layer's own system is a named one, which may happen to be as long.
+        if type(value) is not tuple or len(value) != len(self.layers):
+            got = f"a tuple of {len(value)}" if type(value) is tuple else f"a {type(value).__name__}"
             maker = "initial_state(*batch_shape)" if what == "state" else "system()"
             raise ValueError(
                 f"{type(self).__name__}: `{what}` must be a tuple of {len(self.layers)}, one per layer, got {got}; "

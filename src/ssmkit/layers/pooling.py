@@ -2,7 +2,7 @@ r"""Several rates in one network: pooling, unpooling, and the wrapper that runs 
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from einops import rearrange
@@ -42,6 +42,9 @@ class DownPool(nn.Module):
         >>> ssmkit.DownPool(2, pool=4, expand=2)(torch.randn(1, 64, 2)).shape
         torch.Size([1, 16, 4])
     """
+
+    CHANGES_RATE: ClassVar[bool] = True
+    """Containers refuse it by this: by itself it is not a map of every time step alone."""
 
     def __init__(
         self,
@@ -93,6 +96,9 @@ class UpPool(nn.Module):
         >>> ssmkit.UpPool(2, pool=4, expand=2)(torch.randn(1, 16, 4)).shape
         torch.Size([1, 64, 2])
     """
+
+    CHANGES_RATE: ClassVar[bool] = True
+    """Containers refuse it by this: by itself it is not a map of every time step alone."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class S4(SSMLayer):
             such as :func:`ssmkit.hippo.legs`.
         rank: The rank of :math:`P`; by default that of the initialisation (1, and 2 for LegT).
         dt_min, dt_max: The range of the initial :math:`\Delta`, log-uniform.
-        discretization: `"bilinear"`, the only one that keeps the matrix diagonal plus low rank.
+        discretization: `"bilinear"`, which keeps the matrix diagonal plus low rank (zero-order hold does not).
         n_ssm: How many different :math:`(\Lambda, P, B)` there are; feature :math:`h` uses number
             :math:`h \bmod n_{ssm}`. By default one per feature.
         tie_dt: Whether features that share a system share its :math:`\Delta` as well; then it is computed once.
@@ -89,6 +89,7 @@ class S4(SSMLayer):
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B", "P")
+    SYSTEM = DiscreteDPLR
 
     def __init__(
         self,
@@ -123,8 +124,8 @@ class S4(SSMLayer):
         )
         if discretization != "bilinear":
             raise ValueError(
-                f"S4: `discretization` must be 'bilinear', got {discretization!r}: no other rule keeps the matrix "
-                "diagonal plus low rank. S4D has 'zoh' too."
+                f"S4: `discretization` must be 'bilinear', got {discretization!r}: S4's closed form is that rule's. "
+                "S4D has 'zoh' too."
             )
         if rank is not None and rank < 1:
             raise ValueError(f"S4: `rank` must be at least 1, got {rank}; a layer of rank 0 is S4D.")

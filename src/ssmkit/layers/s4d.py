@@ -75,6 +75,7 @@ class S4D(SSMLayer):
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B")
+    SYSTEM = DiscreteDiagonal
 
     def __init__(
         self,

@@ -3,7 +3,8 @@ r"""What the linear state-space layers have in common: everything but their syst
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ def pair(z: Tensor) -> Tensor:
     return torch.view_as_complex(z.double().contiguous())
 
 
+def _full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off where it is on: a context costs a step more than its arithmetic."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 class SSMLayer(SequenceLayer):
     r"""A linear state-space system per feature, sampled with a step of its own, and a direct term.
 
@@ -34,6 +42,8 @@ class SSMLayer(SequenceLayer):
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]]
     """Names of the parameters that :func:`ssmkit.param_groups` gives a learning rate of their own."""
+    SYSTEM: ClassVar[type[DiscreteDiagonal] | type[DiscreteDPLR]]
+    """The kind of system that the layer makes."""
 
     d_input: int
     d_output: int
@@ -116,8 +126,23 @@ class SSMLayer(SequenceLayer):
             ValueError: If `rate` is not positive.
         """
         _checks.positive(type(self).__name__, "rate", rate)
-        with torch.autocast(self.C.device.type, enabled=False):
+        with _full_precision(self.C.device.type):
             return self._discretize(self.log_dt.double().exp() * rate, at_least_float32(self.C.dtype))
+
+    def _given(self, system: DiscreteDiagonal | DiscreteDPLR | None) -> DiscreteDiagonal | DiscreteDPLR:
+        """The system to use: the one handed in, if it can be this layer's, or one made on the spot."""
+        if system is None:
+            return self.system()
+        N, H = self.d_state, self.d_model
+        if not isinstance(system, self.SYSTEM) or system.recurrence.c.shape != (self.C.shape[0], H, N):
+            got = type(system).__name__
+            if isinstance(system, (DiscreteDiagonal, DiscreteDPLR)):
+                got += f" with outputs of shape {tuple(system.recurrence.c.shape)}"
+            raise ValueError(
+                f"{type(self).__name__}: `system` must be what this layer's `system()` returns, a "
+                f"{self.SYSTEM.__name__} with outputs of shape {(self.C.shape[0], H, N)}, got a {got}."
+            )
+        return system
 
     def kernel(self, L: int, system: DiscreteDiagonal | DiscreteDPLR | None = None) -> Tensor:
         """The convolution kernel, for those who look.
@@ -134,8 +159,8 @@ class SSMLayer(SequenceLayer):
             ValueError: If `L` is negative.
         """
         _checks.integer(type(self).__name__, "L", L, least=0)
-        with torch.autocast(self.C.device.type, enabled=False):
-            return (self.system() if system is None else system).kernel(L)
+        with _full_precision(self.C.device.type):
+            return self._given(system).kernel(L)
 
     def initial_state(
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -178,9 +203,9 @@ class SSMLayer(SequenceLayer):
             ValueError: If the last axis of `u` is not `d_model`.
         """
         _checks.sequence(type(self).__name__, "u", u, self.d_model)
-        with torch.autocast(u.device.type, enabled=False):
+        with _full_precision(u.device.type):
             v = u.to(at_least_float32(u.dtype))
-            k = (self.system() if system is None else system).kernel(u.shape[-2])
+            k = self._given(system).kernel(u.shape[-2])
             # D is one more lag-zero tap: adding it to the kernel saves a pass over the sequence.
             direct = F.pad(self.D.to(k.dtype)[..., None], (0, max(0, u.shape[-2] - 1)))[..., : u.shape[-2]]
             if self.bidirectional:
@@ -213,9 +238,9 @@ class SSMLayer(SequenceLayer):
         _checks.floating(name, "u", u)
         _checks.last_axis(name, "u", u, self.d_model)
         x = _checks.state(name, state, (*u.shape[:-1], self.d_model, self.d_state))
-        with torch.autocast(u.device.type, enabled=False):
+        with _full_precision(u.device.type):
             v = u.to(x.dtype)
-            y, x = (self.system() if system is None else system).step(v, x)
+            y, x = self._given(system).step(v, x)
             y = (y + self.D.to(x.dtype) * v[..., None, :]).flatten(-2)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), x
 
@@ -243,10 +268,9 @@ class SSMLayer(SequenceLayer):
         x = _checks.state(name, state, (*u.shape[:-2], self.d_model, self.d_state))
         if u.numel() == 0:
             return u.new_zeros(*u.shape[:-1], self.d_output), x
-        with torch.autocast(u.device.type, enabled=False):
+        with _full_precision(u.device.type):
             v = u.to(x.dtype)
-            system = self.system() if system is None else system
-            y, new = system.scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]))
+            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]))
             direct = self.D.to(x.dtype) * v[..., None, :]
             y = y.reshape(*u.shape[:-1], self.d_output) + direct.flatten(-2)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape)

@@ -2,8 +2,11 @@ r"""Vandermonde products: sums of exponential sequences, and their transpose."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _checks
 
@@ -16,13 +19,13 @@ __all__ = [
     "vandermonde_transpose",
 ]
 
-_DOUBLE = {torch.complex64: torch.complex128, torch.complex128: torch.complex128}
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+_COMPLEX = {real: complex_ for complex_, real in _REAL.items()}
 
 
 def _check(where: str, v: Tensor, x: Tensor, L: int) -> None:
     _checks.integer(where, "L", L, least=0)
-    if v.dtype not in _DOUBLE or x.dtype not in _DOUBLE:
+    if v.dtype not in _REAL or x.dtype not in _REAL:
         raise TypeError(f"{where}: `v` and `x` must be complex tensors, got {v.dtype} and {x.dtype}.")
     if v.ndim < 1 or x.ndim < 1 or v.shape[-1] != x.shape[-1]:
         raise ValueError(
@@ -53,14 +56,81 @@ def powers(x: Tensor, J: int) -> Tensor:
     return table[..., :J, :]
 
 
-def _interleaved(z: Tensor) -> Tensor:
-    """Real and imaginary parts of (*, N) side by side in (*, 2N): a view."""
-    return torch.view_as_real(z).flatten(-2)
+class _Tables(NamedTuple):
+    """The powers x^j and x^(iJ) of which all x^l = x^(iJ) x^j, l < L, are products."""
+
+    small: Tensor
+    """Shape (*, J, N), J a power of two near √L."""
+    giant: Tensor
+    """Shape (*, I, N) with I J ≥ L."""
 
 
-def _steps(L: int) -> int:
-    """The number J of small steps, a power of two near √L, that splits l = i J + j."""
-    return 1 << max(L - 1, 0).bit_length() // 2
+def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
+    """Made in complex128, so that the phase is right at any l, and cast to the complex twin of `dtype`."""
+    J = 1 << max(L - 1, 0).bit_length() // 2
+    with torch.no_grad():
+        small = powers(x.to(torch.complex128), J)
+        giant = powers(small[..., -1, :] * x, -(-L // J))
+    return _Tables(small.to(_COMPLEX[dtype]), giant.to(_COMPLEX[dtype]))
+
+
+def _next(u: Tensor) -> Tensor:
+    """(l + 1) u_(l+1): a polynomial's derivative has these coefficients."""
+    order = torch.arange(1, max(1, u.shape[-1]), device=u.device, dtype=u.dtype)
+    return F.pad(u[..., 1:] * order, (0, min(1, u.shape[-1])))
+
+
+class _Sums(torch.autograd.Function):
+    """y_ml = Re Σ_n v_mn x_n^l: weights (*, M, N) and nodes (*, N) to (*, M, L). Its adjoint is _Polynomials."""
+
+    @staticmethod
+    def forward(v: Tensor, x: Tensor, tables: _Tables) -> Tensor:
+        # Re(a b) is the product of the real vectors (Re a, Im a) and (Re b, -Im b).
+        left = v.to(tables.giant.dtype)[..., :, None, :] * tables.giant[..., None, :, :]
+        sign = torch.tensor([1.0, -1.0], dtype=left.real.dtype, device=left.device)
+        right = (torch.view_as_real(tables.small) * sign).flatten(-2)
+        y: Tensor = torch.view_as_real(left).flatten(-2).flatten(-3, -2) @ right.mT
+        y = y.unflatten(-2, left.shape[-3:-1])
+        return y.flatten(-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Tables], output: Tensor) -> None:
+        v, x, ctx.tables = inputs
+        ctx.save_for_backward(v, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        v, x = ctx.saved_tensors
+        rows = torch.cat([grad, _next(grad)], dim=-2)
+        values = _Polynomials.apply(rows, x, ctx.tables)  # type: ignore[no-untyped-call]
+        at_nodes, slopes = values.conj().to(v.dtype).chunk(2, dim=-2)
+        return at_nodes, (v.conj() * slopes).sum(-2), None
+
+
+class _Polynomials(torch.autograd.Function):
+    """s_mn = Σ_l u_ml x_n^l: real coefficients (*, M, L) and nodes (*, N) to (*, M, N). Its adjoint is _Sums."""
+
+    @staticmethod
+    def forward(u: Tensor, x: Tensor, tables: _Tables) -> Tensor:
+        small, giant = tables
+        I, J = giant.shape[-2], small.shape[-2]
+        blocks = F.pad(u.to(small.real.dtype), (0, I * J - u.shape[-1])).unflatten(-1, (I, J))
+        inner: Tensor = blocks.flatten(-3, -2) @ torch.view_as_real(small).flatten(-2)
+        values = torch.view_as_complex(inner.unflatten(-1, (-1, 2)).unflatten(-3, blocks.shape[-3:-1]))
+        return (values * giant[..., None, :, :]).sum(-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Tables], output: Tensor) -> None:
+        u, x, ctx.tables = inputs
+        ctx.save_for_backward(u, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, x = ctx.saved_tensors
+        du = _Sums.apply(grad.conj(), x, ctx.tables)  # type: ignore[no-untyped-call]
+        slopes = _Polynomials.apply(_next(u), x, ctx.tables).conj()  # type: ignore[no-untyped-call]
+        du = du[..., : u.shape[-1]].to(u.dtype)
+        return du, (grad * slopes).sum(-2).to(x.dtype), None
 
 
 def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor:
@@ -71,12 +141,12 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
     .. math:: \Re \sum_n (v_{mn} x_n^{iJ})\, x_n^j
         = \sum_n \Re(v_{mn} x_n^{iJ}) \Re(x_n^j) - \Im(v_{mn} x_n^{iJ}) \Im(x_n^j),
 
-    whose factors hold :math:`N (J + L/J)` powers instead of :math:`N L`. The factors are made in complex128, so
-    that the phase is right at any :math:`l`, and the product is taken in `dtype`.
+    whose factors hold :math:`N (J + L/J)` powers instead of :math:`N L`. The powers are made in complex128, so that the
+    phase is right at any :math:`l`, and the product is taken in `dtype`.
 
     Arguments:
-        v: Weights, complex128, with shape :math:`(*, M, N)`.
-        x: Nodes, complex128, with shape :math:`(*, N)`.
+        v: Weights, complex, with shape :math:`(*, M, N)`.
+        x: Nodes, complex, with shape :math:`(*, N)`.
         L: The number of powers.
         dtype: The real dtype of the product.
 
@@ -88,14 +158,8 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
         >>> real_vandermonde(torch.ones(1, 1, dtype=torch.complex128), x, 4, torch.float64)
         tensor([[ 1.0000,  0.0000, -0.2500,  0.0000]], dtype=torch.float64)
     """
-    J = _steps(L)
-    small = powers(x, J)
-    giant = powers(small[..., -1, :] * x, -(-L // J))
-    # Re(a b) is the product of the real vectors (Re ā, Im ā) and (Re b, Im b).
-    left = v.conj()[..., :, None, :] * giant.conj()[..., None, :, :]
-    rows = _interleaved(left.flatten(-3, -2)).to(dtype)
-    y: Tensor = (rows @ _interleaved(small).to(dtype).mT).unflatten(-2, left.shape[-3:-1])
-    return y.flatten(-2)[..., :L]
+    y: Tensor = _Sums.apply(v, x, _tables(x, L, dtype))  # type: ignore[no-untyped-call]
+    return y[..., :L]
 
 
 def vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -129,7 +193,7 @@ def vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
     """
     _check("vandermonde", v, x, L)
     result = torch.promote_types(v.dtype, x.dtype)
-    v, x = torch.broadcast_tensors(v.to(torch.complex128), x.to(torch.complex128))
+    v, x = torch.broadcast_tensors(v.to(result), x.to(result))
     # The imaginary part of a sum is the real part of -i times it: a second row on the same nodes.
     rows = torch.stack([v, -1j * v], dim=-2)
     y = real_vandermonde(rows, x, L, _REAL[result])
@@ -161,15 +225,12 @@ def vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
         >>> vandermonde_transpose(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0 + 0j])).real
         tensor([17.])
     """
-    if x.dtype not in _DOUBLE:
+    if x.dtype not in _REAL:
         raise TypeError(f"vandermonde_transpose: `x` must be a complex tensor, got {x.dtype}.")
     result = torch.promote_types(u.dtype, x.dtype)
-    L = u.shape[-1]
-    J = _steps(L)
-    I = -(-L // J)
-    small = powers(x.to(torch.complex128), J)
-    giant = powers(small[..., -1, :] * x, I)
-    # Within a block of J coefficients a matrix product, over the blocks a weighted sum: N (J + L/J) powers.
-    blocks = torch.nn.functional.pad(u, (0, I * J - L)).unflatten(-1, (I, J)).to(result)
-    s: Tensor = (blocks @ small.to(result) * giant.to(result)).sum(-2)
-    return s
+    batch = torch.broadcast_shapes(u.shape[:-1], x.shape[:-1])
+    u, x = u.expand(*batch, u.shape[-1]), x.expand(*batch, x.shape[-1])
+    rows = torch.stack([u.real, u.imag], dim=-2) if u.is_complex() else u[..., None, :]
+    tables = _tables(x, u.shape[-1], _REAL[result])
+    s: Tensor = _Polynomials.apply(rows, x, tables)  # type: ignore[no-untyped-call]
+    return s[..., 0, :] + 1j * s[..., 1, :] if u.is_complex() else s[..., 0, :]

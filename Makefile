@@ -1,0 +1,24 @@
+# Two commands for a fresh machine; each makes its own environment in .venv.
+#   make demo    trains a SaShiMi on four minutes of piano and lets it play (about five minutes)
+#   make test    lint, types, documentation, examples in docstrings, and every law of the library
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test
+demo: $(VENV)/installed-examples
+	$(BIN)/python examples/sashimi_youtubemix.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 $(PYTEST)
+
+# torch first and pinned: a plain requirement may bring in gigabytes of CUDA libraries.
+$(VENV)/installed-%: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,148 @@
+"""How the documentation site is built.
+
+    sphinx-build -W -n -b html docs docs/_build/html
+    sphinx-build -W -n -b doctest docs docs/_build/doctest
+
+Both run without a network: MathJax is copied into the site by the package sphinx-mathjax-offline, and links to other
+projects are resolved from small inventories that hold only the names used here. To add a name, add its line to
+`_inventories/NAME.txt`, then
+
+    pip install sphobjinv
+    sphobjinv convert zlib --overwrite docs/_inventories/NAME.txt docs/_inventories/NAME.inv
+"""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.inspect import stringify_signature
+
+import ssmkit
+
+project = "ssmkit"
+author = "the ssmkit authors"
+version = release = ssmkit.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # the name of its module, hyphens and all
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+default_role = "code"  # docstrings write arguments as `u`
+smartquotes_action = "D"  # dashes alone: quotes in messages are shown as they are
+
+html_theme = "furo"
+html_title = f"ssmkit {release}"
+html_static_path = ["_static"]
+html_css_files = ["ssmkit.css"]
+html_show_copyright = False
+html_show_sourcelink = False
+html_copy_source = False
+
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # `source_signature` below writes them
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Shapes", "Units"]
+
+# Re and Im in roman letters, instead of Fraktur.
+mathjax3_config = {"tex": {"macros": {"Re": r"\operatorname{Re}", "Im": r"\operatorname{Im}"}}}
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "_inventories/python.inv"),
+    "torch": ("https://docs.pytorch.org/docs/stable", "_inventories/torch.inv"),
+    "numpy": ("https://numpy.org/doc/stable", "_inventories/numpy.inv"),
+}
+
+# Messages are compared in full: no ELLIPSIS and no IGNORE_EXCEPTION_DETAIL, unless an example asks for it.
+doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1
+# Examples of a docstring use the names of their own module.
+doctest_global_setup = """
+import numpy as np
+import torch
+import ssmkit
+from torch import nn
+from ssmkit.hippo import *
+from ssmkit.initializers import *
+from ssmkit.ops import *
+from ssmkit.states import *
+from ssmkit.systems import *
+from ssmkit.testing import *
+torch.manual_seed(0)
+"""
+
+# What the annotations in the source are called on this site.
+_NAMES = {
+    "Any": "typing.Any",
+    "Callable": "collections.abc.Callable",
+    "Complex": "numpy.typing.NDArray",
+    "hippo.Complex": "numpy.typing.NDArray",
+    "Discretization": "ssmkit.systems.zoh",  # a function like it
+    "Init": "ssmkit.initializers.Init",
+    "Iterable": "collections.abc.Iterable",
+    "Measure": "ssmkit.hippo.legs",  # a function like it
+    "Real": "numpy.typing.NDArray",
+    "Recurrence": "ssmkit.systems.DiscreteDPLR.step",  # what it is for
+    "Sequence": "collections.abc.Sequence",
+    "State": "ssmkit.states.State",
+    "System": "ssmkit.SequenceLayer.system",  # what it returns
+    "Tensor": "torch.Tensor",
+    "nn.Module": "torch.nn.Module",
+    "npt.ArrayLike": "numpy.typing.ArrayLike",
+}
+for _module in (ssmkit, ssmkit.hippo, ssmkit.initializers, ssmkit.systems):
+    for _name in _module.__all__:
+        if inspect.isclass(getattr(_module, _name)):
+            _NAMES[_name] = f"{_module.__name__}.{_name}"
+
+
+def source_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Signatures with their annotations as the source has them: evaluated, aliases such as State fill several lines."""
+    if what not in ("class", "function", "method") or signature is None:
+        return None
+    sig = inspect.signature(obj)
+    if what == "method":
+        sig = sig.replace(parameters=list(sig.parameters.values())[1:])
+    if what == "class":
+        sig = sig.replace(return_annotation=inspect.Signature.empty)
+        if "kwargs" in sig.parameters:  # nothing in ssmkit takes any: the class leaves __init__ to torch
+            return "", None
+    arguments, _, result = stringify_signature(sig).partition(" -> ")
+    return arguments, result or None
+
+
+def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> Any:
+    """Links the names in those annotations."""
+    target = _NAMES.get(node["reftarget"])
+    if node.get("refdomain") != "py" or target is None:
+        return None
+    node["reftarget"], node["reftype"] = target, "obj"
+    # What is not of this site is left, under its full name, to intersphinx.
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", source_signature)
+    app.connect("missing-reference", resolve_short_name, priority=400)
