@@ -44,7 +44,7 @@ class Config:
     out. By default the clips that come with the example."""
     out: Path = Path("runs/youtubemix")
     """Folder for the WAV files and figures."""
-    steps: int = 1000
+    steps: int = 1300
     """Training steps."""
     excerpt: int = 8192
     """Samples per training excerpt."""

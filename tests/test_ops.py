@@ -202,18 +202,25 @@ def test_single_precision_of_causal_conv(L):
 
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_cauchy(L):
-    """Relative to the sum of the terms' sizes: the terms cancel."""
+    """Relative to the sum of the terms' sizes, as they cancel; values and gradients."""
     turn = 2 * math.pi / L * torch.arange(L, dtype=torch.float64)
     z = torch.polar(torch.ones_like(turn), turn).to(torch.complex64)
-    v, w = random_complex(2, 16, dtype=torch.complex64), 0.99 * decaying(2, 16, dtype=torch.complex64)
-    y, exact = ops.cauchy(v, z, w), ops.cauchy(*(t.to(torch.complex128) for t in (v, z, w)))
-    size = ops.naive_cauchy(v.abs() + 0j, (z[None, :, None] - w[:, None, :]).abs().flatten(1) * 0 + 1, w * 0).real[
-        :, :1
+    v, w = random_complex(2, 16, dtype=torch.complex64), (0.99 * decaying(2, 16)).to(torch.complex64)
+    weight = random_complex(2, L, dtype=torch.complex64)
+    low = [t.requires_grad_() for t in (v, z, w)]
+    high = [t.detach().to(torch.complex128).requires_grad_() for t in low]
+    values = [ops.cauchy(*low), ops.cauchy(*high)]
+    grads = [
+        torch.autograd.grad((y * weight.to(y.dtype)).sum().real, inputs)
+        for y, inputs in zip(values, (low, high), strict=True)
     ]
-    terms = (v[..., None] / (z - w[..., None])).abs().sum(-2) if L <= 1000 else None
-    if terms is not None:
-        assert ((y - exact).abs() / terms).max() < 5e-5
-    assert ((y - exact).abs() / (size + exact.abs())).max() < 5e-5
+    with torch.no_grad():
+        terms = (v[..., None] / (z - w[..., None])).abs()
+        slopes = terms / (z - w[..., None]).abs() * weight.abs()[:, None]
+        sizes = [terms.sum(-2), (terms * weight.abs()[:, None] / v.abs()[..., None]).sum(-1), slopes.sum((0, 1))]
+        sizes.append(slopes.sum(-1))
+    pairs = zip((values[0], *grads[0]), (values[1], *grads[1]), sizes, strict=True)
+    assert all(((a - b).abs() / size).max() < 5e-5 for a, b, size in pairs)
     check_single_precision(lambda v, w: ops.cauchy_roots_of_unity(v, w, L), v, w)
 
 

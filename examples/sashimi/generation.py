@@ -48,6 +48,23 @@ def generate(
         Classes, with shape (batch, length).
     """
     model.eval()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a step is too small to be worth sharing
+    try:
+        return _sample(model, logits, state, length, temperature, seed, report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sample(
+    model: Sequential,
+    logits: Tensor,
+    state: State,
+    length: int,
+    temperature: float,
+    seed: int,
+    report: Callable[[int], None],
+) -> Tensor:
     system = model.system()
     generator = torch.Generator().manual_seed(seed)
     out = []

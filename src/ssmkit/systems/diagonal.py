@@ -183,7 +183,7 @@ class Diagonal(NamedTuple):
         a, b = method(Lambda, B, dt.double()[:, None])
         C = self.C.to(full)
         rank0 = torch.zeros(0, H, 2 * a.shape[-1], dtype=dtype, device=a.device)
-        same, cross = (per_feature(v, H).to(dtype) for v in rotation(a - 1))
+        same, cross = (per_feature(v, H) for v in rotation(a))
         recurrence = Recurrence(
             same,
             cross,

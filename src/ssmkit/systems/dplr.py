@@ -100,14 +100,12 @@ class DPLR(NamedTuple):
         projected = (2 * (P_star @ (D * B)[..., None]).real).to(full)
         Q_star = contract("g,grs,gsn,gn->grn", dt.to(full), inverse, P_star, D)
         b = dt[:, None] * D * B - contract("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), DP, inverse, projected)
-        # (1 + z) / (1 - z) - 1 = 2 z / (1 - z), without the subtraction.
-        minus_one = 2 * half * D
+        a = (1 + half) * D
 
         p, q = input_form(DP, dim=-2), output_form(Q_star)
-        real = Diagonal(minus_one, b, C).dense()
-        identity = torch.eye(p.shape[-2], dtype=torch.float64, device=p.device)
-        dense = DiscreteDense(identity + real.A - p @ q, real.B, real.C, dtype)
-        same, cross = (per_feature(v, H).to(dtype) for v in rotation(minus_one))
+        real = Diagonal(a, b, C).dense()
+        dense = DiscreteDense(real.A - p @ q, real.B, real.C, dtype)
+        same, cross = (per_feature(v, H) for v in rotation(a))
         recurrence = Recurrence(
             same,
             cross,

@@ -59,18 +59,19 @@ def ungroup(rows: Tensor, C: int) -> Tensor:
 
 
 class Recurrence(NamedTuple):
-    r"""The coefficients of a step, per feature, in real form and in the working dtype.
+    r"""The coefficients of a step, per feature, in real form and in the working dtype, but for the poles.
 
-    .. math:: x \leftarrow x + (a - 1) \circ x - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y_c = c_c \cdot x
+    .. math:: x \leftarrow a \circ x - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y_c = c_c \cdot x
 
-    The pole enters as :math:`a - 1`, which was computed in float64: :math:`a` itself, rounded to float32, would
-    forget the decay of slow modes.
+    The poles are in float64, and so is their product with the state, before it is rounded to the state's dtype. A pole
+    rounded to float32 turns a little too far, or decays a little too fast, at every step alike: over k steps the error
+    grows with k. Rounding a product errs this way and that: it grows with √k.
     """
 
     same: Tensor
-    """Real part of a - 1, twice; shape (H, N)."""
+    """Real part of a, twice, float64; shape (H, N)."""
     cross: Tensor
-    """Imaginary part of a - 1, negative and positive; shape (H, N)."""
+    """Imaginary part of a, negative and positive, float64; shape (H, N)."""
     p: Tensor
     """Columns of the low-rank part; shape (r, H, N)."""
     q: Tensor
@@ -82,7 +83,7 @@ class Recurrence(NamedTuple):
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
-        new = torch.addcmul(x + self.same * x, self.cross, x.roll(x.shape[-1] // 2, -1))
+        new = rotate(self.same, self.cross, x.double()).to(x.dtype)
         for p, q in zip(self.p, self.q, strict=True):
             new = torch.addcmul(new, p, (q * x).sum(-1, keepdim=True), value=-1)
         new = torch.addcmul(new, self.b, u[..., None])
