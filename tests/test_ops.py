@@ -125,6 +125,19 @@ def test_krylov(L, N, M, batch):
     )
 
 
+@pytest.mark.parametrize("block", [1, 3000])
+def test_krylov_is_the_same_in_blocks_of_any_size(block):
+    b, c = torch.randn(5, 6, dtype=torch.float64), torch.randn(3, 5, 2, 6, dtype=torch.float64)
+    with mock.patch.object(sys.modules["ssmkit.ops.krylov"], "_BLOCK", block):
+        same_values_and_gradients(
+            lambda A, b, c: ops.krylov(A, b, c, 77),
+            lambda A, b, c: ops.naive_krylov(A, b, c, 77),
+            contraction(5, N=6),
+            b,
+            c,
+        )
+
+
 @settings(max_examples=30)
 @given(
     L=st.integers(0, 60),

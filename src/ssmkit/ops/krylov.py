@@ -2,12 +2,18 @@ r"""Krylov products: the impulse response of a dense system."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .. import _checks
 
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
+
+_BLOCK = 1 << 26
+"""How many float64 numbers the factors of a block may hold: half a gigabyte."""
 
 
 def naive_krylov(A: Tensor, b: Tensor, c: Tensor, L: int) -> Tensor:
@@ -51,6 +57,7 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
     Baby steps :math:`b, Ab, \dots, A^{J-1}b` and giant steps :math:`c, cA^J, cA^{2J}, \dots` are built by doubling from
     squared powers of `A`; one matrix product of the two is all of `K`. Cost :math:`O(N^3 \log L + N L)` per system.
     The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes.
+    Many or large systems are taken in blocks, whose factors the backward pass makes again instead of keeping them.
 
     References:
         | Matrix Computations (Golub and Van Loan, 2013), Section 10.1 (Krylov matrices)
@@ -85,10 +92,38 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
             f"got {tuple(A.shape)}, {tuple(b.shape)} and {tuple(c.shape)}."
         )
     dtype = dtype or torch.promote_types(torch.promote_types(A.dtype, b.dtype), c.dtype)
-    M = c.shape[-2]
-    # M rows share the baby steps: fewer giant steps and more baby steps balance the two factors.
+    batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1], c.shape[:-2])
+    count = math.prod(batch)
+    block = max(1, _BLOCK // max(1, _factor_numbers(N, c.shape[-2], L)))
+    if count <= block:
+        return _response(A, b, c, L, dtype)
+    parts = [
+        x.expand(*batch, *x.shape[-k:]).reshape(count, *x.shape[-k:]).split(block) for x, k in ((A, 2), (b, 1), (c, 2))
+    ]
+    responses = [
+        checkpoint(_response, *part, L, dtype, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(*parts, strict=True)
+    ]
+    return torch.cat(responses).reshape(*batch, *responses[0].shape[-2:])
+
+
+def _split(M: int, L: int) -> tuple[int, int]:
+    """The number of doublings, and how many of them are for baby steps.
+
+    M rows share the baby steps: fewer giant steps and more baby steps balance the two factors.
+    """
     bits = max(L - 1, 0).bit_length()
-    baby = min(bits, (bits + max(M - 1, 0).bit_length() + 1) // 2)
+    return bits, min(bits, (bits + max(M - 1, 0).bit_length() + 1) // 2)
+
+
+def _factor_numbers(N: int, M: int, L: int) -> int:
+    """How many float64 numbers the factors of one system hold: squared powers, baby steps and giant steps."""
+    bits, baby = _split(M, L)
+    return bits * N * N + 2 * N * ((1 << baby) + M * (1 << (bits - baby)))
+
+
+def _response(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
+    bits, baby = _split(c.shape[-2], L)
     table = squares(A.double(), bits)
     columns = krylov_columns(table[:baby], b.double()).to(dtype)
     rows = krylov_rows(table[baby:], c.double())
