@@ -206,13 +206,11 @@ class SSMLayer(SequenceLayer):
         with _full_precision(u.device.type):
             v = u.to(at_least_float32(u.dtype))
             k = self._given(system).kernel(u.shape[-2])
-            # D is one more lag-zero tap: adding it to the kernel saves a pass over the sequence.
-            direct = F.pad(self.D.to(k.dtype)[..., None], (0, max(0, u.shape[-2] - 1)))[..., : u.shape[-2]]
-            if self.bidirectional:
-                past, future = k[: self.channels], k[self.channels :]
-                y = two_sided_conv(v, past + direct, future)
-            else:
-                y = causal_conv(v, k + direct)
+            past = k[: self.channels]
+            if u.shape[-2]:
+                # D is one more tap at lag zero: adding it to the kernel saves a pass over the sequence.
+                past = past.index_add(-1, k.new_zeros(1, dtype=torch.long), self.D.to(k.dtype)[..., None])
+            y = two_sided_conv(v, past, k[self.channels :]) if self.bidirectional else causal_conv(v, past)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
 
     def step(

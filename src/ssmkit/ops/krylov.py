@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import _checks
+from .vandermonde import without_denormals
 
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
 
@@ -125,9 +126,9 @@ def _factor_numbers(N: int, M: int, L: int) -> int:
 def _response(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
     bits, baby = _split(c.shape[-2], L)
     table = squares(A.double(), bits)
-    columns = krylov_columns(table[:baby], b.double()).to(dtype)
+    columns = without_denormals(krylov_columns(table[:baby], b.double())).to(dtype)
     rows = krylov_rows(table[baby:], c.double())
     # Giant steps beyond L are not multiplied out.
-    rows = rows[..., : -(-L // (1 << baby)), :].to(dtype)
+    rows = without_denormals(rows[..., : -(-L // (1 << baby)), :]).to(dtype)
     K: Tensor = (rows.flatten(-3, -2) @ columns).unflatten(-2, rows.shape[-3:-1])
     return K.flatten(-2)[..., :L]

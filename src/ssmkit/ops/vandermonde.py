@@ -56,6 +56,28 @@ def powers(x: Tensor, J: int) -> Tensor:
     return table[..., :J, :]
 
 
+class _WithoutDenormals(torch.autograd.Function):
+    """The gradient passes: a number that happens to be zero may be about to become something else."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return F.hardshrink(x, 1e-30)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def without_denormals(x: Tensor) -> Tensor:
+    """Sets to zero what is too small to matter: float32 products of denormal numbers are ten times slower on a CPU."""
+    y: Tensor = _WithoutDenormals.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _Tables(NamedTuple):
     """The powers x^j and x^(iJ) of which all x^l = x^(iJ) x^j, l < L, are products."""
 
@@ -71,6 +93,7 @@ def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
     with torch.no_grad():
         small = powers(x.to(torch.complex128), J)
         giant = powers(small[..., -1, :] * x, -(-L // J))
+        small, giant = (torch.view_as_complex(without_denormals(torch.view_as_real(t))) for t in (small, giant))
     return _Tables(small.to(_COMPLEX[dtype]), giant.to(_COMPLEX[dtype]))
 
 

@@ -14,6 +14,7 @@ from ..ops.vandermonde import powers, real_vandermonde
 from .dense import Dense
 from .recurrence import (
     Recurrence,
+    add_rotation,
     group_rows,
     input_form,
     output_form,
@@ -196,6 +197,6 @@ class Diagonal(NamedTuple):
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix."""
-        real, imag = torch.diag_embed(self.Lambda.real), torch.diag_embed(self.Lambda.imag)
-        A = torch.cat([torch.cat([real, -imag], dim=-1), torch.cat([imag, real], dim=-1)], dim=-2)
-        return Dense(A, input_form(self.B), output_form(self.C))
+        N = 2 * self.Lambda.shape[-1]
+        A = torch.zeros(len(self.Lambda), N, N, dtype=self.Lambda.real.dtype, device=self.Lambda.device)
+        return Dense(add_rotation(A, self.Lambda), input_form(self.B), output_form(self.C))

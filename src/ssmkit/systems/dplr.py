@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .dense import Dense, DiscreteDense
 from .diagonal import Diagonal
-from .recurrence import Recurrence, input_form, output_form, per_feature, rotation
+from .recurrence import Recurrence, add_rotation, input_form, output_form, per_feature, rotation
 
 __all__ = ["DPLR", "DiscreteDPLR"]
 
@@ -103,16 +103,15 @@ class DPLR(NamedTuple):
         a = (1 + half) * D
 
         p, q = input_form(DP, dim=-2), output_form(Q_star)
-        real = Diagonal(a, b, C).dense()
-        dense = DiscreteDense(real.A - p @ q, real.B, real.C, dtype)
+        dense = DiscreteDense(add_rotation(-p @ q, a), input_form(b), output_form(C), dtype)
         same, cross = (per_feature(v, H) for v in rotation(a))
         recurrence = Recurrence(
             same,
             cross,
             rearrange(per_feature(p, H).to(dtype), "h n r -> r h n"),
             rearrange(per_feature(q, H).to(dtype), "h r n -> r h n"),
-            per_feature(real.B, H).to(dtype),
-            real.C.to(dtype),
+            per_feature(dense.b, H).to(dtype),
+            dense.c.to(dtype),
         )
         return DiscreteDPLR(dense, recurrence)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "Recurrence",
+    "add_rotation",
     "group_rows",
     "input_form",
     "output_form",
@@ -36,6 +37,15 @@ def output_form(z: Tensor) -> Tensor:
 def rotation(a: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients with which :func:`rotate` multiplies a real-form state by the complex diagonal `a`."""
     return torch.cat([a.real, a.real], dim=-1), torch.cat([-a.imag, a.imag], dim=-1)
+
+
+def add_rotation(A: Tensor, a: Tensor) -> Tensor:
+    """Adds the complex diagonal `a`, as a matrix [[Re a, -Im a], [Im a, Re a]] on real-form states, to A in place."""
+    n = a.shape[-1]
+    A.diagonal(dim1=-2, dim2=-1).add_(torch.cat([a.real, a.real], dim=-1))
+    A.diagonal(n, dim1=-2, dim2=-1).sub_(a.imag)
+    A.diagonal(-n, dim1=-2, dim2=-1).add_(a.imag)
+    return A
 
 
 def rotate(same: Tensor, cross: Tensor, x: Tensor) -> Tensor:

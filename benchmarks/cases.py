@@ -1,0 +1,193 @@
+"""What is measured: each case is a shape and a pass, each contender a function that runs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Run
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ssmkit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from sashimi.model import sashimi
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    what: str
+    """kernel, layer, scan, step, or sashimi."""
+    kind: str
+    """dplr or diagonal."""
+    backward: bool
+    B: int = 4
+    L: int = 16384
+    H: int = 256
+    N: int = 64
+
+    @property
+    def name(self) -> str:
+        """How the table calls it."""
+        return f"{self.what}, {self.kind}, {'forward + backward' if self.backward else 'forward'}"
+
+
+def _passes(case: Case, f: Callable[[], Tensor], weight: Tensor | None = None) -> Run:
+    """The forward pass without a graph, or both passes against a fixed gradient."""
+    if not case.backward:
+
+        def forward() -> None:
+            with torch.no_grad():
+                f()
+
+        return forward
+    kept: list[Tensor] = []
+
+    def both() -> None:
+        y = f()
+        if not kept:
+            kept.append(torch.randn_like(y) if weight is None else weight)
+        y.backward(kept[0])
+
+    return both
+
+
+def _input(case: Case, device: torch.device) -> Tensor:
+    return torch.randn(case.B, case.L, case.H, device=device, requires_grad=case.backward)
+
+
+def bare(case: Case, device: torch.device) -> Run:
+    """The textbook FFT convolution of the same shape, all features at once."""
+    u = _input(case, device)
+    k = torch.randn(case.H, case.L, device=device, requires_grad=case.backward)
+
+    def conv() -> Tensor:
+        n = 2 * case.L
+        y = torch.fft.irfft(torch.fft.rfft(u.mT, n=n) * torch.fft.rfft(k, n=n), n=n)
+        return y[..., : case.L].mT
+
+    return _passes(case, conv)
+
+
+def ours(case: Case, device: torch.device) -> Run:
+    """ssmkit."""
+    if case.what == "sashimi":
+        layer = "s4" if case.kind == "dplr" else "s4d"
+        return _training_step(case, sashimi(case.H, 2, d_state=case.N, layer=layer).to(device), device)
+    kind = ssmkit.S4 if case.kind == "dplr" else ssmkit.S4D
+    layer = kind(case.H, case.N, device=device)
+    if case.what == "kernel":
+        return _passes(case, lambda: layer.kernel(case.L))
+    if case.what == "step":
+        u, state, system = torch.randn(case.B, case.H, device=device), layer.initial_state(case.B), layer.system()
+        return _passes(case, lambda: layer.step(u, state, system)[0])
+    u = _input(case, device)
+    if case.what == "scan":
+        state = layer.initial_state(case.B)
+        return _passes(case, lambda: layer.scan(u, state)[0])
+    return _passes(case, lambda: layer(u))
+
+
+def reference(case: Case, device: torch.device, checkout: Path) -> Run:
+    """state-spaces/s4, its pure torch code, doing the same work: no activation, no output map."""
+    import peer
+
+    mode = "dplr" if case.kind == "dplr" else "diag"
+    if case.what == "sashimi":
+        network = peer.load(checkout, "models.sashimi.sashimi").Sashimi(d_model=case.H, n_layers=2, mode=mode)
+        return _training_step(case, _Headed(network, case.H).to(device), device)
+    s4 = peer.load(checkout, "models.s4.s4")
+    layer = s4.FFTConv(case.H, activation=None, transposed=False, mode=mode, d_state=case.N, init="legs").to(device)
+    if case.what == "kernel":
+        return _passes(case, lambda: layer.kernel(L=case.L)[0])
+    if case.what == "step":
+        layer.eval()
+        with torch.no_grad():
+            layer(torch.randn(1, case.L, case.H, device=device))
+        layer.setup_step()
+        u, state = torch.randn(case.B, case.H, device=device), layer.default_state(case.B)
+        return _passes(case, lambda: layer.step(u, state)[0])
+    u = _input(case, device)
+    return _passes(case, lambda: layer(u)[0])
+
+
+class _Headed(nn.Module):
+    """The reference's backbone with the embedding and the head that ours has."""
+
+    def __init__(self, backbone: nn.Module, d_model: int) -> None:
+        super().__init__()
+        self.embed, self.backbone, self.head = nn.Embedding(256, d_model), backbone, nn.Linear(d_model, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classes to logits."""
+        y = self.backbone(self.embed(x))
+        logits: Tensor = self.head(y[0] if isinstance(y, tuple) else y)
+        return logits
+
+
+def _training_step(case: Case, network: nn.Module, device: torch.device) -> Run:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    x, y = torch.randint(256, (2, case.B, case.L), device=device)
+
+    def step() -> None:
+        loss = F.cross_entropy(network(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+HEADLINE = [
+    *(Case("kernel", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
+    *(Case("layer", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
+    *(Case("scan", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
+    Case("sashimi", "dplr", True, B=1, L=16000, H=64),
+    Case("sashimi", "diagonal", True, B=1, L=16000, H=64),
+    *(Case("step", kind, False, B=B, L=64, H=64) for kind in ("dplr", "diagonal") for B in (1, 32)),
+]
+"""The shape of the published comparison."""
+
+LENGTHS = [
+    Case("layer", kind, backward, B=1, L=1 << power, H=16)
+    for power in range(10, 21, 2)
+    for kind in ("dplr", "diagonal")
+    for backward in (False, True)
+]
+"""The cost against the length."""
+
+
+def contenders(case: Case, device: torch.device, checkout: Path | None) -> dict[str, Callable[[], Run]]:
+    """Who takes part in a case, each by a function that sets it up."""
+    found: dict[str, Callable[[], Run]] = {"ssmkit": lambda: ours(case, device)}
+    if case.what in ("layer", "scan"):
+        found["bare FFT"] = lambda: bare(case, device)
+    if case.what == "scan":
+        found["forward"] = lambda: ours(Case("layer", case.kind, case.backward, case.B, case.L, case.H, case.N), device)
+    elif checkout is not None and case.H * case.L * case.N <= 1 << 28:
+        found["reference"] = lambda: reference(case, device, checkout)
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where the figures come from."""
+    import platform
+
+    cpu = next(
+        (x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    return {
+        "cpu": cpu or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "ssmkit": ssmkit.__version__,
+    }

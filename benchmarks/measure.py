@@ -1,0 +1,78 @@
+"""Timing several contenders turn by turn, and the peak memory of one."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every counted run of one contender, in the order in which they were taken."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """The middle run."""
+        return statistics.median(self.seconds)
+
+    def ratio(self, other: Times) -> tuple[float, float, float]:
+        """Least, middle and greatest of the ratios to another contender, turn by turn."""
+        ratios = sorted(a / b for a, b in zip(self.seconds, other.seconds, strict=False))
+        return ratios[0], statistics.median(ratios), ratios[-1]
+
+
+def turn_by_turn(contenders: dict[str, Run], rounds: int, device: torch.device) -> dict[str, Times]:
+    """Times every contender once per round, so that all of them see the machine's good and bad minutes alike.
+
+    A first round is not counted. A contender that takes more than ten seconds is taken two rounds only.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            done = seconds[name]
+            if turn > 2 and done and done[-1] > 10:
+                continue
+            gc.collect()
+            _finish(device)
+            start = time.perf_counter()
+            run()
+            _finish(device)
+            if turn:
+                done.append(time.perf_counter() - start)
+    return {name: Times(values) for name, values in seconds.items()}
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(run: Run, device: torch.device) -> int:
+    """Bytes at the peak above those before the run; on a CPU of the whole process, which must be a fresh one."""
+    gc.collect()
+    if device.type == "cuda":
+        _finish(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        _finish(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024

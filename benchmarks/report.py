@@ -1,0 +1,72 @@
+"""Tables and pictures of results."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+HEADER = (
+    f"{'case':<42} {'shape (B, L, H, N)':<22} {'contender':<10} {'median':>10} {'÷ ssmkit (spread)':>24} {'peak':>9}"
+)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    low, middle, high = row["ratio"]
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    return "" if row["peak"] is None else f"{row['peak'] / 2**20:.0f} MiB"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A line of the table on the screen."""
+    shape = f"({row['B']}, {row['L']}, {row['H']}, {row['N']})"
+    cells = f"{row['name']:<42} {shape:<22} {row['contender']:<10} {_time(row['median']):>10}"
+    return f"{cells} {_ratio(row):>24} {_memory(row):>9}"
+
+
+def write(results: dict[str, Any], stem: Path) -> None:
+    """Writes the tables as CSV and the picture of cost against length as SVG, for the documentation."""
+    columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
+    with stem.with_name(f"{stem.name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in results["headline"]:
+            shape = f"{row['B']}, {row['L']}, {row['H']}, {row['N']}"
+            writer.writerow([row["name"], shape, row["contender"], _time(row["median"]), _ratio(row), _memory(row)])
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
+    for axis, field, unit in ((axes[0], "median", "seconds"), (axes[1], "peak", "bytes")):
+        for kind, color in (("dplr", "C0"), ("diagonal", "C1")):
+            for who, style in (("ssmkit", "-"), ("bare FFT", ":"), ("reference", "--")):
+                rows = [
+                    r
+                    for r in results["lengths"]
+                    if r["kind"] == kind and r["contender"] == who and r["backward"] and r[field]
+                ]
+                if rows and (who != "bare FFT" or kind == "dplr"):
+                    name = {"ssmkit": "S4" if kind == "dplr" else "S4D", "reference": f"reference, {kind}"}.get(
+                        who, who
+                    )
+                    shade = "0.3" if who == "bare FFT" else color
+                    axis.loglog(
+                        [r["L"] for r in rows], [r[field] for r in rows], style, color=shade, marker=".", label=name
+                    )
+        axis.set(xlabel="L", ylabel=unit)
+        axis.grid(alpha=0.3)
+    axes[0].set_title("forward + backward")
+    axes[1].set_title("peak memory")
+    axes[0].legend(fontsize="small")
+    figure.savefig(stem.with_suffix(".svg"))
+    plt.close(figure)

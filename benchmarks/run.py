@@ -1,0 +1,110 @@
+"""Measures ssmkit beside the bare FFT convolution, and beside the reference where a checkout of it is given.
+
+    python benchmarks/run.py
+    python benchmarks/run.py --peer path/to/state-spaces-s4
+
+All contenders of a line are timed turn by turn in one process; peak memory is that of a fresh process each. Results go
+to `benchmarks/results/` as JSON, and into the tables and pictures of the documentation.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cases
+import report
+import torch
+import tyro
+from measure import peak_memory, turn_by_turn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure ssmkit."""
+
+    peer: Path | None = None
+    """A checkout of state-spaces/s4, to be measured in the same run."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
+    rounds: int = 7
+    """Counted turns of every contender."""
+    only: str = ""
+    """Cases whose name holds this."""
+    lengths: bool = True
+    """Measure the cost against the length too."""
+    out: Path = Path(__file__).parent / "results"
+    """Where the JSON goes."""
+    peak_of: tuple[str, int, str] | None = None
+    """Internal: a list, the place of a case in it and a contender whose peak memory this process is to print."""
+
+
+def _peak(config: Config, which: str, index: int, name: str) -> int | None:
+    """Peak bytes of a contender, run once in a process of its own; None if it dies."""
+    command = [sys.executable, __file__, "--device", config.device, "--peak-of", which, str(index), name]
+    if config.peer:
+        command += ["--peer", str(config.peer)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def measure(config: Config, which: str) -> list[dict[str, Any]]:
+    """Runs a list of cases and prints a line for each contender."""
+    device = torch.device(config.device)
+    rows = []
+    for index, case in enumerate(getattr(cases, which)):
+        if config.only not in case.name:
+            continue
+        torch.manual_seed(0)
+        made = {name: make() for name, make in cases.contenders(case, device, config.peer).items()}
+        times = turn_by_turn(made, config.rounds, device)
+        del made
+        memory = {name: _peak(config, which, index, name) for name in times} if case.what != "step" else {}
+        for name, taken in times.items():
+            row = {
+                **asdict(case),
+                "name": case.name,
+                "contender": name,
+                "seconds": taken.seconds,
+                "median": taken.median,
+                "peak": memory.get(name),
+                "ratio": taken.ratio(times["ssmkit"]),
+            }
+            rows.append(row)
+            print(report.line(row), flush=True)
+    return rows
+
+
+def main(config: Config) -> int:
+    """Measures, writes and draws."""
+    device = torch.device(config.device)
+    if config.peak_of is not None:
+        which, index, name = config.peak_of
+        run = cases.contenders(getattr(cases, which)[index], device, config.peer)[name]()
+        # A first, small run would hide what a first run costs; one small product loads the libraries.
+        torch.fft.irfft(torch.fft.rfft(torch.randn(4, 64, device=device)) * 1.0)
+        print(peak_memory(run, device))
+        return 0
+    print(report.HEADER)
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": cases.machine(device),
+        "headline": measure(config, "HEADLINE"),
+        "lengths": measure(config, "LENGTHS") if config.lengths else [],
+    }
+    if not config.only:
+        config.out.mkdir(parents=True, exist_ok=True)
+        path = config.out / f"{results['date']}-{config.device}.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        report.write(results, Path(__file__).parents[1] / "docs" / "_static" / f"benchmarks-{config.device}")
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
