@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ssmkit
+from measure import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from sashimi.model import sashimi
@@ -71,7 +71,8 @@ def bare(case: Case, device: torch.device) -> Run:
     def conv() -> Tensor:
         n = 2 * case.L
         y = torch.fft.irfft(torch.fft.rfft(u.mT, n=n) * torch.fft.rfft(k, n=n), n=n)
-        return y[..., : case.L].mT
+        cut: Tensor = y[..., : case.L]
+        return cut.mT
 
     return _passes(case, conv)
 
@@ -79,8 +80,8 @@ def bare(case: Case, device: torch.device) -> Run:
 def ours(case: Case, device: torch.device) -> Run:
     """ssmkit."""
     if case.what == "sashimi":
-        layer = "s4" if case.kind == "dplr" else "s4d"
-        return _training_step(case, sashimi(case.H, 2, d_state=case.N, layer=layer).to(device), device)
+        network = sashimi(case.H, 2, d_state=case.N, layer="s4" if case.kind == "dplr" else "s4d")
+        return _training_step(case, network.to(device), device)
     kind = ssmkit.S4 if case.kind == "dplr" else ssmkit.S4D
     layer = kind(case.H, case.N, device=device)
     if case.what == "kernel":

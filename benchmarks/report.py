@@ -46,6 +46,11 @@ def write(results: dict[str, Any], stem: Path) -> None:
         for row in results["headline"]:
             shape = f"{row['B']}, {row['L']}, {row['H']}, {row['N']}"
             writer.writerow([row["name"], shape, row["contender"], _time(row["median"]), _ratio(row), _memory(row)])
+    machine = results["machine"]
+    where = f"{machine['card'] or machine['cpu']}, {machine['threads']} threads"
+    stem.with_suffix(".txt").write_text(
+        f"{results['date']}: {where}; torch {machine['torch']}, Python {machine['python']}, float32\n"
+    )
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
     for axis, field, unit in ((axes[0], "median", "seconds"), (axes[1], "peak", "bytes")):
         for kind, color in (("dplr", "C0"), ("diagonal", "C1")):

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cases
-import report
 import torch
 import tyro
+
+import cases
+import report
 from measure import peak_memory, turn_by_turn
 
 

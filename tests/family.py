@@ -3,7 +3,7 @@
 import numpy as np
 from torch import nn
 
-from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout, hippo, systems
+from ssmkit import S4, S4D, Checkpoint, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout, hippo, systems
 
 
 def _decay(N):
@@ -78,6 +78,7 @@ COMPOSED = {
     "Sequential of nothing but pointwise": lambda: Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Softmax(-1)),
     "Sequential, nested": lambda: Sequential(Sequential(S4D(3, 4)), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))),
     "Embedding": lambda: Sequential(nn.Embedding(7, 4), S4D(4, 4), nn.Linear(4, 7)),
+    "Checkpoint": lambda: Checkpoint(S4Block(4, S4D(4, 4), dropout=0.5), MultiRate(4, S4(8, 4))),
     "Residual": lambda: Residual(nn.LayerNorm(3), S4(3, 4), nn.GELU()),
     "S4Block": lambda: S4Block(4),
     "S4Block, GLU, dropout": lambda: S4Block(4, S4D(4, 4), glu=True, dropout=0.3),

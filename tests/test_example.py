@@ -18,7 +18,7 @@ from ssmkit.testing import assert_modes_agree
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from sashimi import audio, baselines, generation, model, training  # noqa: E402
+from sashimi import audio, baselines, generation, model, overfitting, training  # noqa: E402
 
 PIANO = EXAMPLES / "data/piano"
 
@@ -228,6 +228,21 @@ def test_a_model_overfits_one_clip_and_plays_it_by_step():
     logits, state = generation.prime(net, x[None, :1])
     played = generation.generate(net, logits, state, len(y), temperature=0)
     assert torch.equal(played[0], y)
+
+
+def test_the_overfitting_test_learns_in_small():
+    """Its loss is the plain one, and falls."""
+    piano = clip(audio.read_clip(PIANO / "train/out000.flac").samples[100_000:100_500])
+    small = {"d_model": 4, "d_state": 4, "blocks": 1}
+    results = overfitting.overfit(piano, 8, lr=1e-2, **small)
+    assert results[-1].bits < results[0].bits - 0.1
+    assert all(r.seconds > 0 and r.peak > 0 for r in results)
+    torch.manual_seed(0)
+    net = model.sashimi(4, 1, d_state=4, glu=False)
+    x, y = audio.input_and_target(piano.samples[None])
+    whole = training.bits(net(x), y)
+    assert overfitting.whole_clip_bits(net, x, y, chunk=77).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert results[0].bits == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_generation_is_the_same_for_a_seed_and_follows_the_temperature():

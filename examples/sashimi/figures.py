@@ -29,6 +29,15 @@ def loss_curve(path: Path, losses: list[float], held_out: float, baselines: dict
     plt.close(figure)
 
 
+def overfitting_curve(path: Path, losses: list[float]) -> None:
+    """Draws the loss of every epoch."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(np.arange(len(losses)), losses, marker=".")
+    axes.set(xlabel="epoch", ylabel="bits per sample", ylim=(0, 8.3))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def spectrograms(path: Path, clips: dict[str, np.ndarray], sample_rate: int) -> None:
     """Draws one spectrogram per clip of samples in [-1, 1], on one scale in dB below full scale."""
     figure, rows = plt.subplots(len(clips), 1, figsize=(8, 2.4 * len(clips)), layout="constrained", squeeze=False)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ssmkit import S4, S4D, MultiRate, Residual, S4Block, SequenceLayer, Sequential
+from ssmkit import S4, S4D, Checkpoint, MultiRate, Residual, S4Block, SequenceLayer, Sequential
 
 
 def _smooth_embedding(d_model: int, classes: int = 256, bandwidth: float = 8.0) -> nn.Embedding:
@@ -36,6 +36,7 @@ def sashimi(
     ff: int = 2,
     glu: bool = True,
     dropout: float = 0.0,
+    checkpoint: bool = False,
     inputs: Literal["classes", "samples"] = "classes",
     d_output: int = 256,
 ) -> Sequential:
@@ -58,6 +59,7 @@ def sashimi(
         ff: The width of the feed-forward networks, as a multiple of the tier's.
         glu: Whether blocks gate their output.
         dropout: The probability of dropout inside the blocks.
+        checkpoint: Make the activations of a block again in the backward pass instead of keeping them.
         inputs: `"classes"`, embedded, or `"samples"`, floats with shape (*, L, 1).
         d_output: The number of output classes.
 
@@ -70,7 +72,8 @@ def sashimi(
 
     def blocks(width: int) -> list[SequenceLayer]:
         kind = {"s4": S4, "s4d": S4D}[layer]
-        return [S4Block(width, kind(width, d_state), glu=glu, ff=ff, dropout=dropout) for _ in range(n_blocks)]
+        made = [S4Block(width, kind(width, d_state), glu=glu, ff=ff, dropout=dropout) for _ in range(n_blocks)]
+        return [Checkpoint(block) for block in made] if checkpoint else [*made]
 
     def tier(width: int, factors: Sequence[int]) -> SequenceLayer:
         if not factors:

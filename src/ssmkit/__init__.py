@@ -8,6 +8,7 @@ from . import systems as systems
 from . import testing as testing
 from .layers import S4 as S4
 from .layers import S4D as S4D
+from .layers import Checkpoint as Checkpoint
 from .layers import DownPool as DownPool
 from .layers import MultiRate as MultiRate
 from .layers import Pointwise as Pointwise
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "S4",
     "S4D",
+    "Checkpoint",
     "DownPool",
     "MultiRate",
     "Pointwise",

@@ -2,6 +2,7 @@
 
 from .base import SequenceLayer as SequenceLayer
 from .block import S4Block as S4Block
+from .containers import Checkpoint as Checkpoint
 from .containers import Pointwise as Pointwise
 from .containers import Residual as Residual
 from .containers import Sequential as Sequential
@@ -15,6 +16,7 @@ from .s4d import S4D as S4D
 __all__ = [
     "S4",
     "S4D",
+    "Checkpoint",
     "DownPool",
     "MultiRate",
     "Pointwise",

@@ -7,12 +7,13 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .. import _checks
 from ..states import State
 from .base import SequenceLayer, System, at_least_float32
 
-__all__ = ["Chain", "Pointwise", "Residual", "Sequential", "TiedDropout"]
+__all__ = ["Chain", "Checkpoint", "Pointwise", "Residual", "Sequential", "TiedDropout"]
 
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.CELU,
@@ -333,6 +334,40 @@ class Sequential(Chain):
         >>> y.shape
         torch.Size([2, 256])
     """
+
+
+@final
+class Checkpoint(Chain):
+    r"""Layers one after another whose activations are made again in the backward pass instead of being kept.
+
+    Memory for training falls to the input of the chain and, while its gradient is taken, the activations of this chain
+    alone; the time of one more forward pass is paid. In all other respects :class:`Sequential`.
+
+    References:
+        | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)
+        | https://arxiv.org/abs/1604.06174
+
+    Arguments:
+        layers: As in :class:`Sequential`.
+
+    Raises:
+        TypeError: If one is not a torch module.
+        ValueError: If one mixes time steps, is not known to leave them alone, or has a width that does not fit.
+
+    Example:
+        >>> network = ssmkit.Sequential(*(ssmkit.Checkpoint(ssmkit.S4Block(8, ssmkit.S4D(8))) for _ in range(2)))
+        >>> network(torch.randn(1, 100, 8)).mean().backward()
+    """
+
+    def forward(self, u: Tensor, system: System = None) -> Tensor:
+        """Maps a whole sequence, from rest, through all children; keeps only the input for the backward pass."""
+        y: Tensor = checkpoint(super().forward, u, system, use_reentrant=False)
+        return y
+
+    def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps a chunk through all children; keeps only the input and the state for the backward pass."""
+        result: tuple[Tensor, State] = checkpoint(super().scan, u, state, system, use_reentrant=False)
+        return result
 
 
 @final

@@ -3,10 +3,12 @@ r"""Krylov products: the impulse response of a dense system."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .. import _checks
 from .vandermonde import without_denormals
@@ -58,7 +60,8 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
     Baby steps :math:`b, Ab, \dots, A^{J-1}b` and giant steps :math:`c, cA^J, cA^{2J}, \dots` are built by doubling from
     squared powers of `A`; one matrix product of the two is all of `K`. Cost :math:`O(N^3 \log L + N L)` per system.
     The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes.
-    Many or large systems are taken in blocks, whose factors the backward pass makes again instead of keeping them.
+    Many or large systems are taken in blocks, whose factors the backward pass makes again instead of keeping them; such
+    a product can be differentiated once.
 
     References:
         | Matrix Computations (Golub and Van Loan, 2013), Section 10.1 (Krylov matrices)
@@ -98,14 +101,9 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
     block = max(1, _BLOCK // max(1, _factor_numbers(N, c.shape[-2], L)))
     if count <= block:
         return _response(A, b, c, L, dtype)
-    parts = [
-        x.expand(*batch, *x.shape[-k:]).reshape(count, *x.shape[-k:]).split(block) for x, k in ((A, 2), (b, 1), (c, 2))
-    ]
-    responses = [
-        checkpoint(_response, *part, L, dtype, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(*parts, strict=True)
-    ]
-    return torch.cat(responses).reshape(*batch, *responses[0].shape[-2:])
+    A, b, c = (x.expand(*batch, *x.shape[-k:]).reshape(count, *x.shape[-k:]) for x, k in ((A, 2), (b, 1), (c, 2)))
+    K: Tensor = _Blocks.apply(A, b, c, L, dtype, block)  # type: ignore[no-untyped-call]
+    return K.reshape(*batch, *K.shape[-2:])
 
 
 def _split(M: int, L: int) -> tuple[int, int]:
@@ -123,12 +121,51 @@ def _factor_numbers(N: int, M: int, L: int) -> int:
     return bits * N * N + 2 * N * ((1 << baby) + M * (1 << (bits - baby)))
 
 
-def _response(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
+def _factors(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Giant steps (*, M, I, N) and baby steps (*, N, J), made in float64 and cast; I J is at least L."""
     bits, baby = _split(c.shape[-2], L)
     table = squares(A.double(), bits)
-    columns = without_denormals(krylov_columns(table[:baby], b.double())).to(dtype)
-    rows = krylov_rows(table[baby:], c.double())
+    columns = krylov_columns(table[:baby], b.double())
     # Giant steps beyond L are not multiplied out.
-    rows = without_denormals(rows[..., : -(-L // (1 << baby)), :]).to(dtype)
+    rows = krylov_rows(table[baby:], c.double())[..., : -(-L // (1 << baby)), :]
+    return without_denormals(rows).to(dtype), without_denormals(columns).to(dtype)
+
+
+def _response(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
+    rows, columns = _factors(A, b, c, L, dtype)
     K: Tensor = (rows.flatten(-3, -2) @ columns).unflatten(-2, rows.shape[-3:-1])
     return K.flatten(-2)[..., :L]
+
+
+class _Blocks(torch.autograd.Function):
+    """Blocks of systems, one after another; the backward pass makes a block's factors again instead of keeping them.
+
+    A function of its own and not a checkpoint: what it keeps, the arguments, an outer checkpoint can let go of.
+    """
+
+    @staticmethod
+    def forward(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype, block: int) -> Tensor:
+        K = torch.empty(*c.shape[:-1], L, dtype=dtype, device=A.device)
+        for part, *system in zip(K.split(block), A.split(block), b.split(block), c.split(block), strict=True):
+            part.copy_(_response(system[0], system[1], system[2], L, dtype))
+        return K
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        A, b, c, ctx.L, ctx.dtype, ctx.block = inputs
+        ctx.save_for_backward(A, b, c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts = []
+        for g, *arguments in zip(*(x.split(ctx.block) for x in (grad, *ctx.saved_tensors)), strict=True):
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in arguments]
+                rows, columns = _factors(leaves[0], leaves[1], leaves[2], ctx.L, ctx.dtype)
+            # K = rows @ columns, laid out as (M, I, J) and cut at L.
+            I, J = rows.shape[-2], columns.shape[-1]
+            g = F.pad(g, (0, I * J - ctx.L)).unflatten(-1, (I, J)).flatten(-3, -2)
+            back = ((g @ columns.mT).view_as(rows), rows.flatten(-3, -2).mT @ g)
+            parts.append(torch.autograd.grad((rows, columns), leaves, back))
+        return (*(torch.cat(x) for x in zip(*parts, strict=True)), None, None, None)

@@ -107,35 +107,33 @@ class _Sums(torch.autograd.Function):
     """y_ml = Re Σ_n v_mn x_n^l: weights (*, M, N) and nodes (*, N) to (*, M, L). Its adjoint is _Polynomials."""
 
     @staticmethod
-    def forward(v: Tensor, x: Tensor, tables: _Tables) -> Tensor:
+    def forward(v: Tensor, x: Tensor, small: Tensor, giant: Tensor) -> Tensor:
         # Re(a b) is the product of the real vectors (Re a, Im a) and (Re b, -Im b).
-        left = v.to(tables.giant.dtype)[..., :, None, :] * tables.giant[..., None, :, :]
+        left = v.to(giant.dtype)[..., :, None, :] * giant[..., None, :, :]
         sign = torch.tensor([1.0, -1.0], dtype=left.real.dtype, device=left.device)
-        right = (torch.view_as_real(tables.small) * sign).flatten(-2)
+        right = (torch.view_as_real(small) * sign).flatten(-2)
         y: Tensor = torch.view_as_real(left).flatten(-2).flatten(-3, -2) @ right.mT
         y = y.unflatten(-2, left.shape[-3:-1])
         return y.flatten(-2)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Tables], output: Tensor) -> None:
-        v, x, ctx.tables = inputs
-        ctx.save_for_backward(v, x)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        v, x = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        v, x, small, giant = ctx.saved_tensors
         rows = torch.cat([grad, _next(grad)], dim=-2)
-        values = _Polynomials.apply(rows, x, ctx.tables)  # type: ignore[no-untyped-call]
+        values = _Polynomials.apply(rows, x, small, giant)  # type: ignore[no-untyped-call]
         at_nodes, slopes = values.conj().to(v.dtype).chunk(2, dim=-2)
-        return at_nodes, (v.conj() * slopes).sum(-2), None
+        return at_nodes, (v.conj() * slopes).sum(-2), None, None
 
 
 class _Polynomials(torch.autograd.Function):
     """s_mn = Σ_l u_ml x_n^l: real coefficients (*, M, L) and nodes (*, N) to (*, M, N). Its adjoint is _Sums."""
 
     @staticmethod
-    def forward(u: Tensor, x: Tensor, tables: _Tables) -> Tensor:
-        small, giant = tables
+    def forward(u: Tensor, x: Tensor, small: Tensor, giant: Tensor) -> Tensor:
         I, J = giant.shape[-2], small.shape[-2]
         blocks = F.pad(u.to(small.real.dtype), (0, I * J - u.shape[-1])).unflatten(-1, (I, J))
         inner: Tensor = blocks.flatten(-3, -2) @ torch.view_as_real(small).flatten(-2)
@@ -143,17 +141,16 @@ class _Polynomials(torch.autograd.Function):
         return (values * giant[..., None, :, :]).sum(-2)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Tables], output: Tensor) -> None:
-        u, x, ctx.tables = inputs
-        ctx.save_for_backward(u, x)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, x = ctx.saved_tensors
-        du = _Sums.apply(grad.conj(), x, ctx.tables)  # type: ignore[no-untyped-call]
-        slopes = _Polynomials.apply(_next(u), x, ctx.tables).conj()  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        u, x, small, giant = ctx.saved_tensors
+        du = _Sums.apply(grad.conj(), x, small, giant)  # type: ignore[no-untyped-call]
+        slopes = _Polynomials.apply(_next(u), x, small, giant).conj()  # type: ignore[no-untyped-call]
         du = du[..., : u.shape[-1]].to(u.dtype)
-        return du, (grad * slopes).sum(-2).to(x.dtype), None
+        return du, (grad * slopes).sum(-2).to(x.dtype), None, None
 
 
 def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor:
@@ -181,7 +178,7 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
         >>> real_vandermonde(torch.ones(1, 1, dtype=torch.complex128), x, 4, torch.float64)
         tensor([[ 1.0000,  0.0000, -0.2500,  0.0000]], dtype=torch.float64)
     """
-    y: Tensor = _Sums.apply(v, x, _tables(x, L, dtype))  # type: ignore[no-untyped-call]
+    y: Tensor = _Sums.apply(v, x, *_tables(x, L, dtype))  # type: ignore[no-untyped-call]
     return y[..., :L]
 
 
@@ -255,5 +252,5 @@ def vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
     u, x = u.expand(*batch, u.shape[-1]), x.expand(*batch, x.shape[-1])
     rows = torch.stack([u.real, u.imag], dim=-2) if u.is_complex() else u[..., None, :]
     tables = _tables(x, u.shape[-1], _REAL[result])
-    s: Tensor = _Polynomials.apply(rows, x, tables)  # type: ignore[no-untyped-call]
+    s: Tensor = _Polynomials.apply(rows, x, *tables)  # type: ignore[no-untyped-call]
     return s[..., 0, :] + 1j * s[..., 1, :] if u.is_complex() else s[..., 0, :]
