@@ -34,21 +34,26 @@ class Times:
 def turn_by_turn(contenders: dict[str, Run], rounds: int, device: torch.device) -> dict[str, Times]:
     """Times every contender once per round, so that all of them see the machine's good and bad minutes alike.
 
-    A first round is not counted. A contender that takes more than ten seconds is taken two rounds only.
+    A first round is not counted, and before each counted run the contender runs once more, so that it does not pay for
+    what the one before it left behind (gigabytes of pages to be handed back, a cold cache). A contender that takes more
+    than ten seconds is spared that, and is counted twice only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    last = dict.fromkeys(contenders, 0.0)
     for turn in range(rounds + 1):
         for name, run in contenders.items():
-            done = seconds[name]
-            if turn > 2 and done and done[-1] > 10:
+            if turn > 2 and last[name] > 10:
                 continue
             gc.collect()
+            if turn and last[name] <= 10:
+                run()
             _finish(device)
             start = time.perf_counter()
             run()
             _finish(device)
+            last[name] = time.perf_counter() - start
             if turn:
-                done.append(time.perf_counter() - start)
+                seconds[name].append(last[name])
     return {name: Times(values) for name, values in seconds.items()}
 
 

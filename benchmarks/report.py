@@ -40,12 +40,13 @@ def line(row: dict[str, Any]) -> str:
 def write(results: dict[str, Any], stem: Path) -> None:
     """Writes the tables as CSV and the picture of cost against length as SVG, for the documentation."""
     columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
-    with stem.with_name(f"{stem.name}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in results["headline"]:
-            shape = f"{row['B']}, {row['L']}, {row['H']}, {row['N']}"
-            writer.writerow([row["name"], shape, row["contender"], _time(row["median"]), _ratio(row), _memory(row)])
+    for part in ("headline", "shapes"):
+        with stem.with_name(f"{stem.name}-{part}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for row in results[part]:
+                shape = f"{row['B']}, {row['L']}, {row['H']}, {row['N']}"
+                writer.writerow([row["name"], shape, row["contender"], _time(row["median"]), _ratio(row), _memory(row)])
     machine = results["machine"]
     where = f"{machine['card'] or machine['cpu']}, {machine['threads']} threads"
     stem.with_suffix(".txt").write_text(

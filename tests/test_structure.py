@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_examples_in_docstrings_run(module):
     for test in doctest.DocTestFinder().find(module, globs=names):
         failed += doctest.DocTestRunner(optionflags=doctest.FAIL_FAST).run(test).failed
     assert not failed
+
+
+def test_the_readme_example_runs():
+    text = (ROOT.parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {})
 
 
 def public_objects():

@@ -1,0 +1,60 @@
+"""The benchmarks run; what they measure is for them to say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import cases  # noqa: E402
+from measure import Times, peak_memory, turn_by_turn  # noqa: E402
+
+
+def test_turns_are_taken_in_turn():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    times = turn_by_turn(runs, 3, torch.device("cpu"))
+    # A round to warm up, and then each time a run before the timed one.
+    assert order == ["a", "b"] + ["a", "a", "b", "b"] * 3
+    assert all(len(t.seconds) == 3 for t in times.values())
+
+
+def test_ratios_are_taken_turn_by_turn():
+    assert Times([2.0, 9.0, 4.0]).ratio(Times([1.0, 3.0, 4.0])) == (1.0, 2.0, 3.0)
+    assert Times([2.0, 9.0, 4.0]).median == 4.0
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    def run():
+        return float(torch.ones(1 << 25).sum())
+
+    run()
+    assert 0.9 * 2**27 < peak_memory(run, torch.device("cpu")) < 1.2 * 2**27
+
+
+def test_contenders_do_the_same_work():
+    """The bare convolution has the layer's shapes, and scan is held against forward."""
+    device = torch.device("cpu")
+    case = cases.Case("scan", "diagonal", True, B=1, L=40, H=4, N=4)
+    made = cases.contenders(case, device, None)
+    assert set(made) == {"ssmkit", "bare FFT", "forward"}
+    for make in made.values():
+        make()()
+
+
+def test_the_command_prints_a_table(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--only", "step, diagonal", "--no-full", "--rounds", "2"]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^step, diagonal, forward .* ssmkit .* ms .*1\.00", done.stdout, re.MULTILINE)) == 2
+
+
+def test_errors_are_measured(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "--lengths", "1024", "--states", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every bound holds" in done.stdout
