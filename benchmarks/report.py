@@ -41,6 +41,8 @@ def write(results: dict[str, Any], stem: Path) -> None:
     """Writes the tables as CSV and the picture of cost against length as SVG, for the documentation."""
     columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
     for part in ("headline", "shapes"):
+        if not results[part]:
+            continue
         with stem.with_name(f"{stem.name}-{part}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
@@ -52,6 +54,8 @@ def write(results: dict[str, Any], stem: Path) -> None:
     stem.with_suffix(".txt").write_text(
         f"{results['date']}: {where}; torch {machine['torch']}, Python {machine['python']}, float32\n"
     )
+    if not results["lengths"]:
+        return
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
     for axis, field, unit in ((axes[0], "median", "seconds"), (axes[1], "peak", "bytes")):
         for kind, color in (("dplr", "C0"), ("diagonal", "C1")):
