@@ -1,5 +1,5 @@
 # Two commands for a fresh machine; each makes its own environment in .venv.
-#   make demo    trains a SaShiMi on four minutes of piano and lets it play (about five minutes)
+#   make demo    trains a SaShiMi on three minutes of piano and lets it play (about five minutes)
 #   make test    lint, types, documentation, examples in docstrings, and every law of the library
 
 PYTHON ?= python3
