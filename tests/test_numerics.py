@@ -2,9 +2,11 @@
 
 import copy
 import sys
+from unittest import mock
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssmkit import S4, S4D
 from ssmkit.testing import relative_error
@@ -44,12 +46,25 @@ def test_a_stream_runs_in_constant_memory(cls):
 
 @pytest.mark.parametrize("L", [1, 2, 100, 1 << 14, 1_000_000])
 @pytest.mark.parametrize("M", [1, 2, 16])
-def test_baby_and_giant_steps_are_balanced(L, M):
-    """No other split of the doublings makes smaller factors: J baby steps and M rows of L/J giant steps."""
+@pytest.mark.parametrize("N", [2, 64, 512])
+def test_the_cost_model_of_krylov_products(N, M, L):
+    """It counts what is multiplied and what is kept, and no other layout that covers the length is cheaper."""
     krylov = sys.modules["ssmkit.ops.krylov"]
-    bits, baby = krylov._split(M, L)
-    assert 1 << bits >= L > (1 << bits) // 2 or L == 1
-    sizes = [(1 << b) + M * (1 << (bits - b)) for b in range(bits + 1)]
-    assert sizes[baby] == min(sizes)
-    N = 8
-    assert krylov._factor_numbers(N, M, L) == bits * N * N + 2 * N * sizes[baby]
+    layout = krylov._layout(N, M, L)
+    covers = layout.blocks << layout.wide << layout.baby
+    assert covers >= L
+    assert covers - (1 << layout.wide + layout.baby) < L
+    for baby in range(21):
+        for wide in range(21 - baby):
+            other = krylov._Layout(baby, wide, -(-L // (1 << baby + wide)))
+            assert layout.cost(N, M) <= other.cost(N, M)
+    if N < 512:
+        A, b, c = torch.zeros(1, N, N), torch.zeros(1, N), torch.zeros(1, M, N)
+        with FlopCounterMode(display=False) as counter:
+            table, columns, rows = krylov._factors(A, b, c, L)
+            krylov._product(rows, columns, L)
+        with mock.patch.object(krylov, "_THIN", 0):
+            assert counter.get_total_flops() == 2 * layout.cost(N, M)
+        # Columns and rows are there twice at their making: before and after the last doubling, and as the cast.
+        numbers = sum(x.numel() for x in table) + 2 * (columns.numel() + rows.numel())
+        assert krylov._factor_numbers(N, M, L) == numbers

@@ -176,6 +176,9 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda v, x: ops.vandermonde(v, x, 7), (v.requires_grad_(), x))
     assert torch.autograd.gradgradcheck(ops.vandermonde_transpose, (u[0].mT.detach().requires_grad_(), x))
     assert torch.autograd.gradgradcheck(ops.causal_conv, (u.requires_grad_(), k.requires_grad_()))
+    A, b, c = contraction(2, N=3), torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
+    system = (A.requires_grad_(), b, c.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda A, b, c: ops.krylov(A, b, c, 7), system)
     assert torch.autograd.gradgradcheck(ops.cauchy, (v.requires_grad_(), z.requires_grad_(), w.requires_grad_()))
 
 

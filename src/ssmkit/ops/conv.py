@@ -54,6 +54,11 @@ def _blocks(u: Tensor, n: int) -> Iterator[tuple[slice, list[slice]]]:
         yield slice(h, h + features), [slice(b, b + rows) for b in range(0, batch, rows)]
 
 
+def _sum(x: Tensor, dim: int) -> Tensor:
+    """The sum along an axis; one of length one costs torch two passes otherwise."""
+    return x.squeeze(dim) if x.shape[dim] == 1 else x.sum(dim)
+
+
 class _Conv(torch.autograd.Function):
     """The first L samples of the circular convolution over n points of u (batch, L, H) with k (C, H, m).
 
@@ -90,10 +95,10 @@ class _Conv(torch.autograd.Function):
                 gf = torch.fft.rfft(grad[b, :, :, h].movedim(1, -1), n=n)
                 if need_k:
                     uf = torch.fft.rfft(u[b, :, h].mT, n=n)[:, None]
-                    part = (gf * uf.conj()).sum(0)
+                    part = _sum(gf * uf.conj(), 0)
                     total = part if total is None else total + part
                 if du is not None:
-                    back = (gf * kf).sum(1)
+                    back = _sum(gf * kf, 1)
                     du[b, :, h] = torch.fft.irfft(back, n=n)[..., : u.shape[1]].mT
             if dk is not None and total is not None:
                 dk[:, h] = torch.fft.irfft(total, n=n)[..., : k.shape[-1]]

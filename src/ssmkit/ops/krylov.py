@@ -2,12 +2,11 @@ r"""Krylov products: the impulse response of a dense system."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .. import _checks
@@ -16,7 +15,9 @@ from .vandermonde import without_denormals
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
 
 _BLOCK = 1 << 26
-"""How many float64 numbers the factors of a block may hold: half a gigabyte."""
+"""How many numbers the factors of a block of systems may hold: half a gigabyte in float64."""
+_THIN = 8
+"""Rows whose product with a matrix costs as much as reading that matrix."""
 
 
 def naive_krylov(A: Tensor, b: Tensor, c: Tensor, L: int) -> Tensor:
@@ -57,11 +58,12 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
 
     .. math:: K_{ml} = c_m A^l b, \qquad l = 0 \dots L - 1
 
-    Baby steps :math:`b, Ab, \dots, A^{J-1}b` and giant steps :math:`c, cA^J, cA^{2J}, \dots` are built by doubling from
-    squared powers of `A`; one matrix product of the two is all of `K`. Cost :math:`O(N^3 \log L + N L)` per system.
-    The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes.
-    Many or large systems are taken in blocks, whose factors the backward pass makes again instead of keeping them; such
-    a product can be differentiated once.
+    Baby steps :math:`b, Ab, \dots, A^{J-1}b` are built by doubling from squared powers of `A`; giant steps
+    :math:`c, cA^J, cA^{2J}, \dots` likewise up to some, and from there block by block; one matrix product of the two is
+    all of `K`. Cost :math:`O(N^3 \log L + N^2 \sqrt L + N L)` per system, the layout being the cheapest by count.
+    The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes;
+    the gradient, which squares nothing, is taken in `dtype`. Many or large systems are taken in blocks, whose factors
+    the backward pass makes again instead of keeping them.
 
     References:
         | Matrix Computations (Golub and Van Loan, 2013), Section 10.1 (Krylov matrices)
@@ -97,75 +99,144 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
         )
     dtype = dtype or torch.promote_types(torch.promote_types(A.dtype, b.dtype), c.dtype)
     batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1], c.shape[:-2])
-    count = math.prod(batch)
+    A, b, c = (x.expand(*batch, *x.shape[-k:]).reshape(-1, *x.shape[-k:]) for x, k in ((A, 2), (b, 1), (c, 2)))
     block = max(1, _BLOCK // max(1, _factor_numbers(N, c.shape[-2], L)))
-    if count <= block:
-        return _response(A, b, c, L, dtype)
-    A, b, c = (x.expand(*batch, *x.shape[-k:]).reshape(count, *x.shape[-k:]) for x, k in ((A, 2), (b, 1), (c, 2)))
-    K: Tensor = _Blocks.apply(A, b, c, L, dtype, block)  # type: ignore[no-untyped-call]
+    K: Tensor = _Krylov.apply(A, b, c, L, dtype, block)[0]  # type: ignore[no-untyped-call]
     return K.reshape(*batch, *K.shape[-2:])
 
 
-def _split(M: int, L: int) -> tuple[int, int]:
-    """The number of doublings, and how many of them are for baby steps.
+class _Layout(NamedTuple):
+    """How a response is laid out: `blocks` blocks of 2^`wide` giant steps, each of 2^`baby` samples."""
 
-    M rows share the baby steps: fewer giant steps and more baby steps balance the two factors.
-    """
+    baby: int
+    wide: int
+    blocks: int
+
+    @property
+    def powers(self) -> int:
+        """How many of A, A², A⁴, … it takes: the last one leads from block to block, if there is more than one."""
+        return self.baby + self.wide + (self.blocks > 1)
+
+    def cost(self, N: int, M: int) -> float:
+        """Multiplications and additions for a system of N states and M outputs.
+
+        A product of r rows with a matrix reads the matrix too, which is as much work as some more rows.
+        """
+        rows = [1 << k for k in range(self.baby)] + [M << k for k in range(self.wide)]
+        rows += (self.blocks - 1) * [M << self.wide]
+        steps = (1 << self.baby) * M * (self.blocks << self.wide)
+        return N**3 * max(0, self.powers - 1) + N * N * sum(r + _THIN for r in rows) + N * steps
+
+
+@lru_cache(maxsize=1024)
+def _layout(N: int, M: int, L: int) -> _Layout:
+    """The cheapest layout of a response of length L."""
     bits = max(L - 1, 0).bit_length()
-    return bits, min(bits, (bits + max(M - 1, 0).bit_length() + 1) // 2)
+    choices = [
+        _Layout(baby, wide, -(-L // (1 << baby + wide))) for baby in range(bits + 1) for wide in range(bits - baby + 1)
+    ]
+    return min(choices, key=lambda layout: layout.cost(N, M))
 
 
 def _factor_numbers(N: int, M: int, L: int) -> int:
     """How many float64 numbers the factors of one system hold: squared powers, baby steps and giant steps."""
-    bits, baby = _split(M, L)
-    return bits * N * N + 2 * N * ((1 << baby) + M * (1 << (bits - baby)))
+    layout = _layout(N, M, L)
+    return N * (layout.powers * N + 2 * ((1 << layout.baby) + M * (layout.blocks << layout.wide)))
 
 
-def _factors(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Giant steps (*, M, I, N) and baby steps (*, N, J), made in float64 and cast; I J is at least L."""
-    bits, baby = _split(c.shape[-2], L)
-    table = squares(A.double(), bits)
+def _factors(A: Tensor, b: Tensor, c: Tensor, L: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Squared powers, baby steps (G, N, J) and giant steps (G, M, I, N), in float64; I J is at least L."""
+    baby, wide, blocks = layout = _layout(A.shape[-1], c.shape[-2], L)
+    table = squares(A.double(), layout.powers)
     columns = krylov_columns(table[:baby], b.double())
-    # Giant steps beyond L are not multiplied out.
-    rows = krylov_rows(table[baby:], c.double())[..., : -(-L // (1 << baby)), :]
-    return without_denormals(rows).to(dtype), without_denormals(columns).to(dtype)
+    parts = [krylov_rows(table[baby : baby + wide], c.double())]
+    for _ in range(blocks - 1):
+        parts.append((parts[-1].flatten(1, 2) @ table[-1]).view_as(parts[0]))
+    return table, columns, torch.cat(parts, dim=-2)
 
 
-def _response(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
-    rows, columns = _factors(A, b, c, L, dtype)
-    K: Tensor = (rows.flatten(-3, -2) @ columns).unflatten(-2, rows.shape[-3:-1])
-    return K.flatten(-2)[..., :L]
+def _product(rows: Tensor, columns: Tensor, L: int) -> Tensor:
+    K: Tensor = rows.flatten(1, 2) @ columns
+    return K.view(*rows.shape[:-1], -1).flatten(-2)[..., :L]
 
 
-class _Blocks(torch.autograd.Function):
-    """Blocks of systems, one after another; the backward pass makes a block's factors again instead of keeping them.
+def _cast_factors(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Giant steps, baby steps and squared powers, in the working dtype."""
+    table, columns, rows = _factors(A, b, c, L)
+    return tuple(without_denormals(x.to(dtype)) for x in (rows, columns, *table))
 
-    A function of its own and not a checkpoint: what it keeps, the arguments, an outer checkpoint can let go of.
+
+def _gradient(g: Tensor, rows: Tensor, columns: Tensor, *table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of A, b and c from that of K and the factors, which :func:`_factors` made in this order."""
+    L, M, (N, J) = g.shape[-1], rows.shape[1], columns.shape[-2:]
+    baby, wide, blocks = _layout(N, M, L)
+    W = 1 << wide
+    powers = []  # gradients of the squared powers, the last one first
+    g = F.pad(g, (0, rows.shape[2] * J - L)).unflatten(-1, (-1, J)).flatten(1, 2)
+    g_columns = rows.flatten(1, 2).mT @ g
+    g_rows = (g @ columns.mT).view_as(rows)
+    if blocks > 1:
+        parts = list(g_rows.unflatten(2, (blocks, W)).unbind(2))
+        for i in range(blocks - 1, 0, -1):
+            parts[i - 1] = parts[i - 1] + (parts[i].flatten(1, 2) @ table[-1].mT).view_as(parts[0])
+        later = torch.cat(parts[1:], dim=2)
+        powers.append(rows[:, :, :-W].flatten(1, 2).mT @ later.flatten(1, 2))
+        g_rows = parts[0]
+    for k in range(wide - 1, -1, -1):
+        first, second = g_rows.split(1 << k, dim=2)
+        powers.append(rows[:, :, : 1 << k].flatten(1, 2).mT @ second.flatten(1, 2))
+        g_rows = first + (second.flatten(1, 2) @ table[baby + k].mT).view_as(first)
+    for k in range(baby - 1, -1, -1):
+        before, after = g_columns.split(1 << k, dim=2)
+        powers.append(after @ columns[..., : 1 << k].mT)
+        g_columns = before + table[k].mT @ after
+    if not powers:
+        return columns.new_zeros(len(g), N, N), g_columns[..., 0], g_rows[:, :, 0]
+    g_power = powers[0]
+    for power, base in zip(powers[1:], table[-2::-1], strict=True):
+        g_power = power.baddbmm_(g_power, base.mT).baddbmm_(base.mT, g_power)
+    return g_power, g_columns[..., 0], g_rows[:, :, 0]
+
+
+class _Krylov(torch.autograd.Function):
+    """Systems (G, N, N), (G, N) and (G, M, N) to responses (G, M, L), and the factors if one block makes them all.
+
+    The backward pass of several blocks makes their factors again. A second derivative goes through the forward pass as
+    autograd sees it.
     """
 
     @staticmethod
-    def forward(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype, block: int) -> Tensor:
+    def forward(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype, block: int) -> tuple[Tensor, ...]:
+        if len(A) <= block:
+            factors = _cast_factors(A, b, c, L, dtype)
+            return _product(factors[0], factors[1], L), *factors
         K = torch.empty(*c.shape[:-1], L, dtype=dtype, device=A.device)
         for part, *system in zip(K.split(block), A.split(block), b.split(block), c.split(block), strict=True):
-            part.copy_(_response(system[0], system[1], system[2], L, dtype))
-        return K
+            rows, columns, *_ = _cast_factors(system[0], system[1], system[2], L, dtype)
+            part.copy_(_product(rows, columns, L))
+        return (K,)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        A, b, c, ctx.L, ctx.dtype, ctx.block = inputs
-        ctx.save_for_backward(A, b, c)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *system, ctx.L, ctx.dtype, ctx.block = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*system, *output[1:])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts = []
-        for g, *arguments in zip(*(x.split(ctx.block) for x in (grad, *ctx.saved_tensors)), strict=True):
-            with torch.enable_grad():
-                leaves = [x.detach().requires_grad_() for x in arguments]
-                rows, columns = _factors(leaves[0], leaves[1], leaves[2], ctx.L, ctx.dtype)
-            # K = rows @ columns, laid out as (M, I, J) and cut at L.
-            I, J = rows.shape[-2], columns.shape[-1]
-            g = F.pad(g, (0, I * J - ctx.L)).unflatten(-1, (I, J)).flatten(-3, -2)
-            back = ((g @ columns.mT).view_as(rows), rows.flatten(-3, -2).mT @ g)
-            parts.append(torch.autograd.grad((rows, columns), leaves, back))
-        return (*(torch.cat(x) for x in zip(*parts, strict=True)), None, None, None)
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        A, b, c, *kept = ctx.saved_tensors
+        system = (A, b, c)
+        if torch.is_grad_enabled():
+            columns, rows = _factors(A, b, c, ctx.L)[1:]
+            K = _product(rows.to(ctx.dtype), columns.to(ctx.dtype), ctx.L)
+            wanted = [x for x, needed in zip(system, ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(K, wanted, grad, create_graph=True))
+            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None)
+        if kept:
+            parts = [_gradient(grad, *kept)]
+        else:
+            blocks = zip(*(x.split(ctx.block) for x in (grad, *system)), strict=True)
+            parts = [_gradient(g, *_cast_factors(p, q, r, ctx.L, ctx.dtype)) for g, p, q, r in blocks]
+        joined = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
+        return (*(g.to(x.dtype) for g, x in zip(joined, system, strict=True)), None, None, None)
