@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmkit import ops
+from ssmkit.ops.scan import _Carry
 from ssmkit.testing import relative_error
 
 LENGTHS = st.one_of(st.integers(0, 40), st.sampled_from([64, 97, 128, 255, 256, 257]))
@@ -179,6 +180,12 @@ def test_second_derivatives():
     A, b, c = contraction(2, N=3), torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
     system = (A.requires_grad_(), b, c.requires_grad_())
     assert torch.autograd.gradgradcheck(lambda A, b, c: ops.krylov(A, b, c, 7), system)
+    advance = {False: torch.randn(2, 3, 3), True: torch.randn(2, 1, 3, dtype=torch.complex64)}
+    for is_complex, power in advance.items():
+        dtype = torch.complex128 if is_complex else torch.float64
+        added, state = torch.randn(2, 4, 1, 3, dtype=dtype), torch.randn(2, 1, 3, dtype=dtype)
+        carried = (added.requires_grad_(), state.requires_grad_(), power.to(dtype).requires_grad_())
+        assert torch.autograd.gradgradcheck(lambda r, x, p: _Carry.apply(r, x, p, False), carried)
     assert torch.autograd.gradgradcheck(ops.cauchy, (v.requires_grad_(), z.requires_grad_(), w.requires_grad_()))
 
 

@@ -15,6 +15,7 @@ from ..initializers import log_uniform
 from ..ops.conv import causal_conv, two_sided_conv
 from ..states import State
 from ..systems import DiscreteDiagonal, DiscreteDPLR
+from ..systems.recurrence import add_direct
 from .base import SequenceLayer, at_least_float32
 
 __all__ = ["SSMLayer", "pair"]
@@ -206,10 +207,7 @@ class SSMLayer(SequenceLayer):
         with _full_precision(u.device.type):
             v = u.to(at_least_float32(u.dtype))
             k = self._given(system).kernel(u.shape[-2])
-            past = k[: self.channels]
-            if u.shape[-2]:
-                # D is one more tap at lag zero: adding it to the kernel saves a pass over the sequence.
-                past = past.index_add(-1, k.new_zeros(1, dtype=torch.long), self.D.to(k.dtype)[..., None])
+            past = add_direct(k[: self.channels], self.D)
             y = two_sided_conv(v, past, k[self.channels :]) if self.bidirectional else causal_conv(v, past)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
 
@@ -268,9 +266,8 @@ class SSMLayer(SequenceLayer):
             return u.new_zeros(*u.shape[:-1], self.d_output), x
         with _full_precision(u.device.type):
             v = u.to(x.dtype)
-            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]))
-            direct = self.D.to(x.dtype) * v[..., None, :]
-            y = y.reshape(*u.shape[:-1], self.d_output) + direct.flatten(-2)
+            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]), self.D)
+            y = y.reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape)
 
     def _refuse_bidirectional(self, method: str) -> None:

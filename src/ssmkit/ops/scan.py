@@ -3,7 +3,7 @@ r"""A linear recurrence over a sequence in chunks: matrix products inside a chun
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
     observe: Tensor
     """c A^(j+1), what the state at the chunk's start adds to sample j; shape (C, H, T, N)."""
     reach: Tensor
-    """A^(T-1-j) b, what sample j adds to the state at the chunk's end; shape (H or 1, T, N)."""
+    """A^(T-1-j) b, what sample j adds to the state at the chunk's end; shape (H, T, N)."""
 
 
 def _toeplitz(kernel: Tensor) -> Tensor:
@@ -33,29 +33,55 @@ def _toeplitz(kernel: Tensor) -> Tensor:
     return F.pad(kernel, (T - 1, 0)).unfold(-1, T, 1).flip(-2)
 
 
-def _chunks_forward(
-    u: Tensor, state: Tensor, chunk: Chunk, advance: Callable[[Tensor], Tensor]
+class _Carry(torch.autograd.Function):
+    """The states before each of n chunks and after the last one: s <- A s + r, chunk by chunk.
+
+    What the chunks add, r, has shape (H, n, B, K), the first state (H, B, K). The power A is a real matrix (H, K, K)
+    from the right, or a complex diagonal (H, 1, K). It is its own adjoint, run the other way round: the gradient of a
+    state is what its chunk makes of it, and A^* times the gradient of the next.
+    """
+
+    @staticmethod
+    def forward(added: Tensor, state: Tensor, power: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+        before = torch.empty_like(added)
+        for i in reversed(range(added.shape[1])) if backwards else range(added.shape[1]):
+            before[:, i] = state
+            if power.is_complex():
+                state = torch.addcmul(added[:, i], state, power)
+            else:
+                state = torch.baddbmm(added[:, i], state, power)
+        return before, state
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, _, power, ctx.backwards = inputs
+        ctx.save_for_backward(output[0], power)
+
+    @staticmethod
+    def backward(ctx: Any, g_before: Tensor, g_state: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        before, power = ctx.saved_tensors
+        adjoint = power.conj() if power.is_complex() else power.mT
+        g_added, g_first = _Carry.apply(g_before, g_state, adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
+        if power.is_complex():
+            return g_added, g_first, (before.conj() * g_added).sum((1, 2))[:, None], None
+        return g_added, g_first, before.flatten(1, 2).mT @ g_added.flatten(1, 2), None
+
+
+def _chunks(
+    u: Tensor, state: Tensor, chunk: Chunk, carry: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """A whole number of chunks: u (H, n, B, T) and state (H, B, N) to y (C, H, n, B, T) and the next state."""
-    H, n, B, T = u.shape
-    flat = u.reshape(H, n * B, T)
-    inputs = (flat @ chunk.reach).view(H, n, B, -1)
-    states = []
-    # unbind and stack, not indexing: the backward of an index fills the whole array at each chunk.
-    for reached in inputs.unbind(1):
-        states.append(state)
-        state = advance(state) + reached
-    starts = torch.stack(states, dim=1).flatten(1, 2)
-    y = flat @ _toeplitz(chunk.kernel) + starts @ chunk.observe.mT
-    return y.view(-1, H, n, B, T), state
+    """A whole number of chunks: u (B, n T, H) and state (H, B, N) to y (B, n T, C H) and the next state."""
+    B, T = u.shape[0], chunk.kernel.shape[-1]
+    flat = rearrange(u, "b (n t) h -> h (n b) t", t=T)
+    before, state = carry((flat @ chunk.reach).unflatten(1, (-1, B)), state)
+    inside = rearrange(_toeplitz(chunk.kernel), "c h j k -> h j (c k)")
+    observe = rearrange(chunk.observe, "c h t n -> h n (c t)")
+    y = torch.baddbmm(flat @ inside, before.flatten(1, 2), observe)
+    return rearrange(y, "h (n b) (c t) -> b (n t) (c h)", b=B, t=T), state
 
 
 def scan_chunks(
-    u: Tensor,
-    state: Tensor,
-    chunk: Chunk,
-    advance: Callable[[Tensor], Tensor],
-    advance_by: Callable[[Tensor, int], Tensor],
+    u: Tensor, state: Tensor, chunk: Chunk, power: Tensor, advance_by: Callable[[Tensor, int], Tensor]
 ) -> tuple[Tensor, Tensor]:
     r"""Runs a linear recurrence over a sequence of any length.
 
@@ -71,8 +97,9 @@ def scan_chunks(
         u: The input, with shape :math:`(B, L, H)`.
         state: The state, with shape :math:`(B, H, N)`.
         chunk: The chunk's response, of length :math:`T`; :math:`T \le L` unless :math:`L < T`.
-        advance: :math:`A^T x` for states of shape :math:`(H, B, N)`.
-        advance_by: :math:`A^m x` likewise, for the short chunk.
+        power: :math:`A^T`, as a real matrix :math:`(H, N, N)` that multiplies states from the right, or as a complex
+            diagonal :math:`(H, 1, N/2)` for states of real and imaginary parts in turns.
+        advance_by: :math:`A^m x` for states of shape :math:`(H, B, N)`, for the short chunk.
 
     Returns:
         The output :math:`(B, L, C H)` and the next state :math:`(B, H, N)`.
@@ -80,16 +107,22 @@ def scan_chunks(
     L = u.shape[1]
     T = chunk.kernel.shape[-1]
     whole = L - L % T
+
+    def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if not power.is_complex():
+            before, after = _Carry.apply(added, state, power, False)  # type: ignore[no-untyped-call]
+            return before, after
+        pairs = [torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (added, state)]
+        before, after = _Carry.apply(*pairs, power, False)  # type: ignore[no-untyped-call]
+        return torch.view_as_real(before).flatten(-2), torch.view_as_real(after).flatten(-2)
+
     state = rearrange(state, "b h n -> h b n")
     parts = []
     if whole:
-        chunks = rearrange(u[:, :whole], "b (n t) h -> h n b t", t=T)
-        y, state = _chunks_forward(chunks, state, chunk, advance)
-        parts.append(rearrange(y, "c h n b t -> b (n t) (c h)"))
+        y, state = _chunks(u[:, :whole], state, chunk, carry)
+        parts.append(y)
     if rest := L - whole:
         short = Chunk(chunk.kernel[..., :rest], chunk.observe[..., :rest, :], chunk.reach[..., T - rest :, :])
-        y, state = _chunks_forward(
-            rearrange(u[:, whole:], "b t h -> h 1 b t"), state, short, lambda x: advance_by(x, rest)
-        )
-        parts.append(rearrange(y, "c h 1 b t -> b t (c h)"))
+        y, state = _chunks(u[:, whole:], state, short, lambda r, x: (x[:, None], advance_by(x, rest) + r[:, 0]))
+        parts.append(y)
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), rearrange(state, "h b n -> b h n")

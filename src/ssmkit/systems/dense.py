@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _checks
 from ..ops.krylov import krylov, krylov_columns, krylov_rows, squares
 from ..ops.scan import CHUNK, Chunk, scan_chunks
-from .recurrence import group_rows, per_feature, ungroup
+from .recurrence import add_direct, group_rows, per_feature, ungroup
 
 __all__ = ["Dense", "DiscreteDense", "dense_bilinear", "dense_zoh"]
 
@@ -132,15 +132,15 @@ class DiscreteDense(NamedTuple):
         new = (A @ x[..., None])[..., 0] + b * u[..., None]
         return (self.c.to(x.dtype) * new[..., None, :, :]).sum(-1), new
 
-    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
+    def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
         H, C = u.shape[-1], len(self.c)
         bits = min(CHUNK - 1, u.shape[1] - 1).bit_length()
         rows = group_rows(self.c, len(self.A))
         table = squares(self.A, bits + 1)
         columns = krylov_columns(table[:bits], self.b)
         chunk = Chunk(
-            ungroup(rows @ columns, C).to(self.dtype),
+            add_direct(ungroup(rows @ columns, C).to(self.dtype), direct),
             ungroup(krylov_rows(table[:bits], rows @ self.A), C).to(self.dtype),
             per_feature(columns.flip(-1).mT.to(self.dtype), H),
         )
@@ -152,7 +152,7 @@ class DiscreteDense(NamedTuple):
                     state = state @ power
             return state
 
-        return scan_chunks(u, x, chunk, lambda state: state @ cast[bits], advance_by)
+        return scan_chunks(u, x, chunk, cast[bits], advance_by)
 
 
 class Dense(NamedTuple):

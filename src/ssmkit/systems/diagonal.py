@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .. import _checks
@@ -14,12 +15,12 @@ from ..ops.vandermonde import powers, real_vandermonde
 from .dense import Dense
 from .recurrence import (
     Recurrence,
+    add_direct,
     add_rotation,
     group_rows,
     input_form,
     output_form,
     per_feature,
-    rotate,
     rotation,
     ungroup,
 )
@@ -125,21 +126,30 @@ class DiscreteDiagonal(NamedTuple):
         """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         return self.recurrence.step(u, x)
 
-    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
+    def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
         H, dtype = u.shape[-1], self.recurrence.c.dtype
         T = min(CHUNK, u.shape[1])
         table = powers(self.a, T + 1)
         observe = per_feature(table[:, 1:], H) * self.c[..., None, :]
         reach = table[:, :T].flip(1) * self.b[:, None]
-        chunk = Chunk(self.kernel(T), output_form(observe).to(dtype), per_feature(input_form(reach).to(dtype), H))
+        # Real and imaginary parts in turns: the products of real matrices are then complex states without a copy.
+        chunk = Chunk(
+            add_direct(self.kernel(T), direct),
+            torch.view_as_real(2 * observe.conj().resolve_conj()).flatten(-2).to(dtype),
+            per_feature(torch.view_as_real(reach).flatten(-2).to(dtype), H),
+        )
+
+        def advance(m: int) -> Tensor:
+            return per_feature(torch.view_as_complex(torch.view_as_real(table[:, m]).to(dtype)), H)[:, None]
 
         def advance_by(state: Tensor, m: int) -> Tensor:
-            same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[:, m]))
-            return rotate(same, cross, state)
+            s = torch.view_as_complex(state.unflatten(-1, (-1, 2)).contiguous())
+            return torch.view_as_real(s * advance(m)).flatten(-2)
 
-        same, cross = (per_feature(v, H).to(dtype)[:, None] for v in rotation(table[:, T]))
-        return scan_chunks(u, x, chunk, lambda state: rotate(same, cross, state), advance_by)
+        turns = rearrange(x, "b h (two n) -> b h (n two)", two=2)
+        y, turns = scan_chunks(u, turns, chunk, advance(T), advance_by)
+        return y, rearrange(turns, "b h (n two) -> b h (two n)", two=2)
 
 
 class Diagonal(NamedTuple):

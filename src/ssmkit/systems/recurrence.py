@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "Recurrence",
+    "add_direct",
     "add_rotation",
     "group_rows",
     "input_form",
@@ -37,6 +38,14 @@ def output_form(z: Tensor) -> Tensor:
 def rotation(a: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients with which :func:`rotate` multiplies a real-form state by the complex diagonal `a`."""
     return torch.cat([a.real, a.real], dim=-1), torch.cat([-a.imag, a.imag], dim=-1)
+
+
+def add_direct(kernel: Tensor, direct: Tensor | None) -> Tensor:
+    """Adds direct gains (C, H) to a response (C, H, L), as its value at lag zero: that saves a pass over the output."""
+    if direct is None or not kernel.shape[-1]:
+        return kernel
+    zero = kernel.new_zeros(1, dtype=torch.long)
+    return kernel.index_add(-1, zero, direct.to(kernel.dtype)[..., None])
 
 
 def add_rotation(A: Tensor, a: Tensor) -> Tensor:
