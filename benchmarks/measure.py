@@ -31,27 +31,38 @@ class Times:
         return ratios[0], statistics.median(ratios), ratios[-1]
 
 
+SLOW = 10.0
+"""Seconds from which a contender counts as slow."""
+SETTLE = 3.0
+"""Seconds of uncounted runs after a slow contender, until the machine has taken back what it held."""
+
+
 def turn_by_turn(contenders: dict[str, Run], rounds: int, device: torch.device) -> dict[str, Times]:
     """Times every contender once per round, so that all of them see the machine's good and bad minutes alike.
 
-    A first round is not counted, and before each counted run the contender runs once more, so that it does not pay for
-    what the one before it left behind (gigabytes of pages to be handed back, a cold cache). A contender that takes more
-    than ten seconds is spared that, and is counted twice only.
+    A first round is not counted, and before each counted run the contender runs uncounted, so that it does not pay for
+    what the one before it left behind (gigabytes of pages to be handed back, a cold cache): once, or for some seconds
+    after a slow contender. A slow contender itself is spared that, and is counted in three rounds at most.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     last = dict.fromkeys(contenders, 0.0)
+    before = 0.0
     for turn in range(rounds + 1):
         for name, run in contenders.items():
-            if turn > 2 and last[name] > 10:
+            slow = last[name] > SLOW
+            if turn > 3 and slow:
                 continue
             gc.collect()
-            if turn and last[name] <= 10:
+            start = time.perf_counter()
+            while turn and not slow:
                 run()
+                if before <= SLOW or time.perf_counter() - start > SETTLE:
+                    break
             _finish(device)
             start = time.perf_counter()
             run()
             _finish(device)
-            last[name] = time.perf_counter() - start
+            last[name] = before = time.perf_counter() - start
             if turn:
                 seconds[name].append(last[name])
     return {name: Times(values) for name, values in seconds.items()}
