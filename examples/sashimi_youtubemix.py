@@ -1,186 +1,409 @@
-"""Train a SaShiMi on piano audio, measure it on a clip it has not heard, and let it play.
+"""Train a SaShiMi on audio, measure it, let it play, and look at what it has learned.
 
-Without arguments it trains a small network on three one-minute clips that lie beside this file, prints the negative
-log-likelihood of a fourth in bits per sample beside what counting reaches, and writes what it generates, the loss curve
-and spectrograms to `runs/youtubemix`.
+Without arguments it trains a small network on three one-minute piano clips that lie beside this file, prints the
+negative log-likelihood of a fourth in bits per sample beside what counting reaches, lets it play, and writes all that
+and a page to look at to `runs/youtubemix`. Each part of that is a command of its own.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
+import soundfile as sf
 import torch
 import tyro
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes, arg, subcommand
 
-from sashimi import figures
-from sashimi.audio import (
-    DataError,
-    Excerpts,
-    mu_law_decode,
-    read_folder,
-    split_clips,
-    write_wav,
-)
+from sashimi import config, figures
+from sashimi.audio import Split, open_recording, open_split, write_wav
 from sashimi.baselines import count_baselines
-from sashimi.generation import SILENCE, generate, prime
-from sashimi.model import sashimi
+from sashimi.config import Settings
+from sashimi.evaluation import evaluate, evaluate_by_step
+from sashimi.generation import Sampling, StepEngine, Streams, generate, load_streams, prime, save_streams
 from sashimi.overfitting import LENGTH, Epoch, overfit
-from sashimi.training import evaluate, train
-from ssmkit.states import concatenate
+from sashimi.problems import Problem
+from sashimi.report import Sound, write_report
+from sashimi.storage import MODEL, Run, Trained, load_model, write_text
+from sashimi.training import Trainer, join_world, train
 
 EMBEDDED = Path(__file__).parent / "data" / "piano"
+PIANO = Path(__file__).parent / "models" / "piano.safetensors"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUN = Path("runs/youtubemix")
+RESULT = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Config:
-    """Train a SaShiMi on audio and let it play."""
+class Train:
+    """Train on a folder of audio. The same command takes up a run that was stopped, however it was stopped.
+
+    On several GPUs or machines: torchrun --nproc-per-node N examples/sashimi_youtubemix.py train ...
+    """
+
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    preset: Literal["small", "paper", "notebook", "sc09"] = "small"
+    """Settings to start from: the short run, the SaShiMi paper's for piano, the notebook's that this project grew from,
+    the paper's for one-second clips. Other flags change single ones."""
+    config: Path | None = None
+    """A settings file to start from, as it lies beside every run."""
+    out: Path = RUN
+    """Folder of the run."""
+    checkpoint_every: int = 200
+    """Steps from checkpoint to checkpoint."""
+    device: str = DEVICE
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, beside what counting reaches."""
+
+    model: Path = RUN
+    """A model file, or the folder of a run."""
+    data: Path | None = None
+    """Folder of audio, by default that of the training; the split is the same."""
+    step_samples: int = 2000
+    """Samples that are measured by `step` as well."""
+    device: str = DEVICE
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let a model play. The file grows while it runs, and Ctrl-C keeps what there is."""
+
+    model: Path = PIANO
+    """A model file, or the folder of a run; by default a small piano model that comes with the example."""
+    out: Path = Path("generated.wav")
+    """WAV file to write; of a batch, one file per stream with a number."""
+    seconds: float = 4.0
+    """Length of what is generated."""
+    batch: int = 1
+    """Streams side by side."""
+    temperature: float = 1.0
+    """Below 1 the draw is bolder, at 0 it is greedy."""
+    top_k: int = 0
+    """Draw from so many of the likeliest samples; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the likeliest samples that together have this probability."""
+    greedy: bool = False
+    """Always take the likeliest sample."""
+    seed: int = 0
+    """Of the draw: the same seed plays the same."""
+    prime: Path | None = None
+    """Audio file to go on from, at the model's sample rate; the output begins with it."""
+    prime_seconds: float | None = None
+    """How much of that file, by default all of it."""
+    resume: Path | None = None
+    """State file of an earlier generation to go on from: it lies beside its WAV file."""
+    device: str = DEVICE
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """The overfitting test at full size: one minute of audio in one training step (width 128, state 512, 2 blocks per
+    tier, Adam at 1e-3). Prints the time and the peak memory of every step."""
 
     data: Path | None = None
-    """Folder of WAV, FLAC or OGG clips of one sample rate, stereo averaged to mono; the last tenth of the files is held
-    out. By default the clips that come with the example."""
-    out: Path = Path("runs/youtubemix")
-    """Folder for the WAV files and figures."""
-    steps: int = 1300
-    """Training steps."""
-    excerpt: int = 8192
-    """Samples per training excerpt."""
-    batch: int = 1
-    """Excerpts per step."""
-    lr: float = 8e-3
-    """Highest learning rate; state-space parameters stay at 1e-3 or below."""
-    weight_decay: float = 0.01
-    """Decay of the weights that have one."""
-    d_model: int = 32
-    """Width of the top tier."""
-    d_state: int = 64
-    """State size of each feature."""
-    blocks: int = 2
-    """Blocks per tier."""
-    layer: Literal["s4", "s4d"] = "s4d"
-    """State matrix: diagonal plus low rank, or diagonal."""
-    glu: bool = False
-    """Gate the output of every block."""
-    seconds: float = 4.0
-    """Length of each generated clip."""
-    prime: float = 2.0
-    """Seconds of held-out audio that the primed clip continues."""
-    temperature: float = 1.0
-    """Of generation; below 1 bolder, 0 takes the most likely sample."""
-    seed: int = 0
-    """Of weights, excerpts and generation."""
-    overfit: bool = False
-    """Instead: the overfitting test at full size, on the first minute of the first clip (width 128, state 512, 2
-    blocks, Adam at 1e-3); prints the time and the peak memory of every step."""
+    """Folder of audio whose first file is learned; by default the clips that come with the example."""
+    out: Path = Path("runs/overfit")
+    """Folder for the loss curve."""
     epochs: int = 50
-    """Steps of the overfitting test."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Of the overfitting test."""
+    """Training steps."""
+    seed: int = 0
+    """Of the weights."""
+    device: str = DEVICE
+    """Where to compute."""
 
 
-def bar(total: int, what: str, unit: str) -> tqdm[None]:
-    """A progress bar; into a file it prints a line every half minute instead of ten a second."""
-    return tqdm(total=total, desc=what, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True)
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about a run: settings, losses, likelihoods, clips to hear, layers before and after."""
+
+    run: Path = RUN
+    """Folder of the run."""
+    out: Path | None = None
+    """The page, by default report.html in that folder."""
+    seconds: float = 4.0
+    """Length of the generated clips."""
+    device: str = DEVICE
+    """Where to compute."""
 
 
-def run(config: Config) -> None:
-    """Trains, measures, generates, draws."""
-    start = time.perf_counter()
-    if config.data is None:
-        training, held_out = read_folder(EMBEDDED / "train"), read_folder(EMBEDDED / "heldout")
-    else:
-        training, held_out = split_clips(read_folder(config.data))
-    sample_rate = training[0].sample_rate
-    excerpts = Excerpts(training, config.excerpt, config.batch, config.seed)
-    config.out.mkdir(parents=True, exist_ok=True)
-    print(f"{len(training)} clips to train on, {len(held_out)} held out, {sample_rate} Hz")
+def bar(total: int, what: str, start: int = 0) -> tqdm[None]:
+    """A progress bar over samples; into a file it prints a line every half minute instead of two a second."""
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(
+        total=total, initial=start, desc=what, unit="sample", unit_scale=True, mininterval=interval, dynamic_ncols=True
+    )
 
-    torch.manual_seed(config.seed)
-    model = sashimi(config.d_model, config.blocks, d_state=config.d_state, layer=config.layer, glu=config.glu)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    with bar(config.steps, "training", "step") as progress:
+
+def recordings(settings: Settings, data: Path | None = None) -> Split:
+    """The audio of a run."""
+    split = open_split(data or settings.data or EMBEDDED, settings.sample_rate)
+    if split.notice:
+        print(split.notice, file=sys.stderr)
+    return split
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name."""
+    return join_world(name).device
+
+
+def run_train(args: Train) -> None:
+    """Trains, or goes on training."""
+    settings, world = args.settings, join_world(args.device)
+    if settings.data is not None:
+        settings = replace(settings, data=settings.data.resolve())
+    split = recordings(settings)
+    trainer, run = Trainer(settings, split, world), Run(args.out)
+    if world.first:
+        run.open(settings)
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(f"{len(split.training)} clips to train on, {len(split.held_out)} held out, {settings.sample_rate} Hz")
+        print(f"{parameters:,} parameters")
+    world.wait()
+    size = settings.batch * settings.excerpt
+    with ExitStack() as stack:
+        progress: tqdm[None] | None = None
+
+        def begin(step: int) -> None:
+            nonlocal progress
+            if step and world.first:
+                print(f"going on after step {step:,} of {settings.steps:,}")
+            if world.first:
+                progress = stack.enter_context(bar(settings.steps * size, "training", step * size))
 
         def report(step: int, loss: float) -> None:
-            progress.set_postfix_str(f"{loss:.2f} bits", refresh=False)
-            progress.update()
+            if progress is not None:
+                progress.set_postfix_str(f"step {step:,}, {loss:.2f} bits", refresh=False)
+                progress.update(size)
 
-        losses = train(model, excerpts, config.steps, lr=config.lr, weight_decay=config.weight_decay, report=report)
+        train(trainer, run, every=args.checkpoint_every, begin=begin, report=report)
 
-    baselines = count_baselines(training, held_out)
-    nll = evaluate(model, held_out)
+
+def run_evaluate(args: Evaluate) -> None:
+    """Measures a model and prints the table."""
+    trained = load_model(args.model)
+    quantizer = trained.settings.quantizer
+    split = recordings(trained.settings, args.data)
+    model = trained.model.to(device_of(args.device))
+    result = count_baselines(split.training, split.held_out, quantizer)
+    result["network"] = evaluate(model, split.held_out, quantizer)
     print("held-out negative log-likelihood, bits per sample")
-    for name, value in baselines.items():
-        print(f"  {name:<8} {value:6.3f}")
-    print(f"  {'network':<8} {nll:6.3f}   ({nll / baselines['bigram']:.3f} of the bigram's)")
-
-    # Both streams in one batch; a multi-rate state is shared at one phase, so the prompt is a whole number of frames.
-    prompt = held_out[0].samples[: max(16, int(config.prime * sample_rate) // 16 * 16)][None]
-    silence = torch.full((1, 16), SILENCE, dtype=torch.uint8)
-    streams = [prime(model, prompt), prime(model, silence)]
-    logits = torch.cat([logits for logits, _ in streams])
-    state = concatenate([state for _, state in streams])
-    length = int(config.seconds * sample_rate)
-    with bar(length, "generating", "sample") as progress:
-        primed, unprimed = generate(
-            model,
-            logits,
-            state,
-            length,
-            temperature=config.temperature,
-            seed=config.seed,
-            report=lambda k: progress.update(),
+    for name, value in result.items():
+        share = (
+            f"   ({value / result['bigram']:.3f} of the bigram's)" if name == "network" and "bigram" in result else ""
         )
-    real = held_out[0].samples[: prompt.shape[1] + length]
-    clips = {
-        "real": real,
-        "primed": torch.cat([prompt[0], primed.to(torch.uint8)]),
-        "unprimed": unprimed.to(torch.uint8),
-    }
-    for name, classes in clips.items():
-        write_wav(config.out / f"{name}.wav", classes, sample_rate)
-    figures.loss_curve(config.out / "loss.png", losses, nll, baselines)
-    titles = {
-        "real": "real, held out",
-        "primed": f"generated after {prompt.shape[1] / sample_rate:.1f} s of it",
-        "unprimed": "generated from silence",
-    }
-    figures.spectrograms(
-        config.out / "spectrograms.png",
-        {titles[name]: mu_law_decode(classes).numpy() for name, classes in clips.items()},
-        sample_rate,
-    )
-    print(f"{', '.join(sorted(p.name for p in config.out.iterdir()))} in {config.out}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
+        print(f"  {name:<8} {value:6.3f}{share}")
+    if args.step_samples:
+        first = split.held_out[0]
+        part = min(args.step_samples, len(first) - 1)
+        by_step = evaluate_by_step(model, first, quantizer, part)
+        by_forward = evaluate(model, [first], quantizer, part + 1)
+        print(f"the first {part:,} samples: {by_forward:.6f} by forward, {by_step:.6f} by step")
+    if args.model.is_dir():
+        write_text(args.model / RESULT, json.dumps(result) + "\n")
 
 
-def run_overfitting(config: Config) -> None:
+def prompt_of(args: Generate, trained: Trained) -> torch.Tensor:
+    """The classes of the file to go on from."""
+    settings = trained.settings
+    recording = open_recording(args.prime) if args.prime is not None else None
+    if recording is None:
+        return torch.zeros(0, dtype=torch.long)
+    if recording.sample_rate != settings.sample_rate:
+        raise Problem(
+            f"{args.prime} has {recording.sample_rate} Hz and the model {settings.sample_rate} Hz; resample the file."
+        )
+    stop = None if args.prime_seconds is None else int(args.prime_seconds * settings.sample_rate)
+    classes = settings.quantizer.encode(recording.read(0, stop))
+    if not len(classes):
+        raise Problem("--prime-seconds leaves nothing of the prompt; give more, or no --prime.")
+    return classes
+
+
+def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
+    """The streams to continue, and the prompt that the output begins with."""
+    if args.resume is not None:
+        if args.prime is not None:
+            raise Problem("--resume goes on where a generation ended, --prime begins with a file; give one of them.")
+        return load_streams(args.resume, trained.model), torch.zeros(0, dtype=torch.long)
+    prompt = prompt_of(args, trained)
+    device = next(trained.model.parameters()).device
+    quiet = torch.full((sum_of_pools(trained.settings),), trained.settings.quantizer.silence)
+    return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
+
+
+def sum_of_pools(settings: Settings) -> int:
+    """Samples of a frame of the slowest tier."""
+    frame = 1
+    for factor in settings.pool:
+        frame *= factor
+    return frame
+
+
+def run_generate(args: Generate) -> None:
+    """Generates into a WAV file that grows as it goes."""
+    trained = load_model(args.model)
+    trained.model.to(device_of(args.device))
+    settings, quantizer = trained.settings, trained.settings.quantizer
+    if args.batch < 1:
+        raise Problem(f"--batch must be at least 1, not {args.batch}.")
+    if not args.seconds > 0:
+        raise Problem(f"--seconds must be above 0, not {args.seconds}.")
+    sampling = Sampling(0.0 if args.greedy else args.temperature, args.top_k, args.top_p)
+    streams, prompt = start(args, trained)
+    batch, length = len(streams.logits), round(args.seconds * settings.sample_rate)
+    paths = [args.out]
+    if batch > 1:
+        paths = [args.out.with_stem(f"{args.out.stem}-{i:0{len(str(batch - 1))}}") for i in range(batch)]
+    threads = torch.get_num_threads()
+    if batch == 1:
+        torch.set_num_threads(1)  # a step of one stream is too small to be worth sharing
+    bits, done, stopped = torch.zeros(batch, dtype=torch.double), 0, False
+    with ExitStack() as stack:
+        try:
+            files = [stack.enter_context(sf.SoundFile(p, "w", settings.sample_rate, 1, "PCM_16")) for p in paths]
+        except (sf.LibsndfileError, OSError, TypeError) as error:
+            raise Problem(f"{args.out} cannot be written ({error}); give another --out.") from error
+        for file in files:
+            file.write(quantizer.decode(prompt).numpy())
+        progress = stack.enter_context(bar(batch * length, "generating"))
+        try:
+            for classes, nll in generate(StepEngine(trained.model), streams, length, sampling):
+                for file, row in zip(files, quantizer.decode(classes.cpu()).numpy(), strict=True):
+                    file.write(row)
+                bits += nll.double().sum(1).cpu()
+                done += classes.shape[1]
+                progress.update(classes.numel())
+        except KeyboardInterrupt:
+            stopped = True
+    torch.set_num_threads(threads)
+    save_streams(args.out.with_suffix(".state"), streams, trained.model)
+    for path, total in zip(paths, bits.tolist(), strict=True):
+        said = f"{total / done:.3f} bits per sample" if done else "nothing"
+        print(f"{path}: {done / settings.sample_rate:.2f} s generated, {said}")
+    if stopped:
+        sys.exit(130)
+
+
+def run_overfit(args: Overfit) -> None:
     """Overfits one clip, prints each step and draws the loss."""
-    clip = read_folder(config.data or EMBEDDED / "train")[0]
-    config.out.mkdir(parents=True, exist_ok=True)
-    print(f"overfitting {clip.path.name}: {min(LENGTH, len(clip.samples) - 1):,} samples in one step, {config.device}")
+    clip = open_split(args.data or EMBEDDED, 16000).training[0]
+    device = device_of(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"overfitting {clip.path.name}: {min(LENGTH, len(clip) - 1):,} samples in one step, {device}")
 
     def report(epoch: int, result: Epoch) -> None:
         peak = result.peak / 2**30
         print(f"epoch {epoch}: {result.bits:.3f} bits, {result.seconds:.1f} s, peak {peak:.2f} GiB", flush=True)
 
-    results = overfit(clip, config.epochs, seed=config.seed, device=config.device, report=report)
-    figures.overfitting_curve(config.out / "overfit.png", [result.bits for result in results])
-    print(f"overfit.png in {config.out}")
+    results = overfit(clip, args.epochs, seed=args.seed, device=str(device), report=report)
+    figures.save(figures.overfitting_curve([result.bits for result in results]), args.out / "overfit.png")
+    print(f"overfit.png in {args.out}")
 
 
-def main(config: Annotated[Config, tyro.conf.arg(name="")]) -> int:
-    """Runs the example; what is wrong with the data is said in one sentence."""
+def run_report(args: Report) -> None:
+    """Lets the run's model play, if it has not yet, and writes the page."""
+    trained, run = load_model(args.run), Run(args.run)
+    settings = trained.settings
+    if not (args.run / RESULT).is_file():
+        run_evaluate(Evaluate(args.run, device=args.device))
+    result = json.loads((args.run / RESULT).read_text())
+    first = recordings(settings).held_out[0]
+    prompt, length = min(2.0, len(first) / settings.sample_rate / 2), args.seconds
+    names = {name: args.run / f"{name}.wav" for name in ("real", "primed", "unprimed")}
+    written = (args.run / MODEL).stat().st_mtime
+    if any(not path.is_file() or path.stat().st_mtime < written for path in names.values()):
+        quantizer = settings.quantizer
+        head = first.read(0, round((prompt + length) * settings.sample_rate))
+        write_wav(names["real"], quantizer.decode(quantizer.encode(head)), settings.sample_rate)
+        unprimed = Generate(args.run, names["unprimed"], length, device=args.device)
+        run_generate(replace(unprimed, out=names["primed"], prime=names["real"], prime_seconds=prompt))
+        run_generate(unprimed)
+    titles = {
+        "real": "real, held out",
+        "primed": f"generated after {prompt:.1f} s of it",
+        "unprimed": "generated from silence",
+    }
+    sounds = [Sound(titles[name], path) for name, path in names.items()]
+    page = args.out or args.run / "report.html"
+    write_report(page, run, trained, result, sounds)
+    clips = {sound.title: sf.read(sound.path, dtype="float32")[0] for sound in sounds}
+    figures.save(figures.spectrograms(clips, settings.sample_rate), page.with_name("spectrograms.png"))
+    figures.save(figures.loss_curve(run.history(), result), page.with_name("loss.png"))
+    print(f"{page}")
+
+
+def run_all() -> None:
+    """The short run from end to end."""
+    begin = time.perf_counter()
+    run_train(Train(device="cpu"))
+    run_evaluate(Evaluate(device="cpu"))
+    run_report(Report(device="cpu"))
+    print(f"{', '.join(sorted(p.name for p in RUN.iterdir() if p.suffix in ('.wav', '.png', '.html')))} in {RUN}")
+    print(f"{time.perf_counter() - begin:.0f} s in all")
+
+
+Command: TypeAlias = Train | Evaluate | Generate | Overfit | Report
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command line, with the defaults of the preset or the settings file that it names."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="small")
+    early.add_argument("--config", type=Path)
+    known, _ = early.parse_known_args(arguments)
+    settings = Settings()
+    if arguments[:1] == ["train"]:
+        settings = config.preset(known.preset) if known.config is None else config.read(known.config)
+    commands = (
+        Annotated[Train, subcommand("train", default=Train(settings))]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Generate, subcommand("generate")]
+        | Annotated[Overfit, subcommand("overfit")]
+        | Annotated[Report, subcommand("report")]
+    )
+    command: Command = tyro.cli(
+        Annotated[commands, arg(name="")],
+        args=arguments,
+        description=__doc__,
+    )
+    return command
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the program; what a user can put right is said in one sentence."""
+    runs: dict[type, Callable[..., None]] = {
+        Train: run_train,
+        Evaluate: run_evaluate,
+        Generate: run_generate,
+        Overfit: run_overfit,
+        Report: run_report,
+    }
     try:
-        (run_overfitting if config.overfit else run)(config)
-    except DataError as error:
-        print(f"sashimi_youtubemix: {error}", file=sys.stderr)
+        if not arguments:
+            run_all()
+        else:
+            command = parse(arguments)
+            runs[type(command)](command)
+    except Problem as problem:
+        print(f"sashimi_youtubemix: {problem}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, description=__doc__))
+    sys.exit(main(sys.argv[1:]))

@@ -1,129 +1,252 @@
-"""Audio files and 8-bit samples: reading, quantising, cutting into excerpts."""
+"""Audio files and quantised samples: finding, decoding by excerpt, resampling, quantising, splitting by file."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile as sf
+import soxr
 import torch
 from torch import Tensor
 
+from .problems import Problem
+
 SUFFIXES = (".wav", ".flac", ".ogg")
-MU = 255
-
-
-class DataError(ValueError):
-    """Something is wrong with the audio that was handed over; the message says what and what to do."""
-
-
-def mu_law_encode(x: Tensor) -> Tensor:
-    """Quantises samples in [-1, 1] to 256 classes, finer near silence: x = 0 is class 128."""
-    companded: Tensor = x.sign() * torch.log1p(MU * x.abs().clamp(max=1)) / np.log1p(MU)
-    return ((companded + 1) / 2 * MU + 0.5).floor().to(torch.uint8)
-
-
-def mu_law_decode(q: Tensor) -> Tensor:
-    """The samples in [-1, 1] that the classes stand for."""
-    companded = q.float() / MU * 2 - 1
-    samples: Tensor = companded.sign() * torch.expm1(companded.abs() * np.log1p(MU)) / MU
-    return samples
+IGNORED = -100
+"""The target of a sample that does not count, as `cross_entropy` has it."""
+_MARGIN = 256
+"""Source samples beyond both ends of an excerpt that the resampling filter gets to see."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A piece of audio in 8-bit classes."""
+class Quantizer:
+    """Samples in [-1, 1] to classes and back, to within half a step.
+
+    With `"mu-law"` the steps are finer near silence, with `"linear"` they are equal.
+    """
+
+    kind: Literal["mu-law", "linear"] = "mu-law"
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise Problem(f"samples have 1 to 16 bits, not {self.bits}.")
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return 1 << self.bits
+
+    @property
+    def silence(self) -> int:
+        """The class of a sample of value zero."""
+        return self.classes // 2
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Samples, clipped to [-1, 1], to classes, int64."""
+        x = x.double().clamp(-1, 1)
+        top = self.classes - 1
+        if self.kind == "mu-law":
+            x = x.sign() * torch.log1p(top * x.abs()) / math.log1p(top)
+        return ((x + 1) / 2 * top + 0.5).floor().long()
+
+    def decode(self, classes: Tensor) -> Tensor:
+        """The samples that the classes stand for, float32."""
+        top = self.classes - 1
+        x = classes.double() / top * 2 - 1
+        if self.kind == "mu-law":
+            x = x.sign() * torch.expm1(x.abs() * math.log1p(top)) / top
+        return x.float()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An audio file, decoded by excerpt: nothing of it is held in memory."""
 
     path: Path
-    samples: Tensor
-    """Classes 0 to 255, uint8; shape (length)."""
+    frames: int
+    """Samples per channel in the file."""
+    source_rate: int
+    """Of the file, in Hz."""
     sample_rate: int
+    """At which it is read, in Hz."""
+
+    def __len__(self) -> int:
+        """Samples at `sample_rate`."""
+        return self.frames * self.sample_rate // self.source_rate
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Samples start to stop as floats, channels averaged, resampled if need be; the same whatever else is read.
+
+        Raises:
+            Problem: If the file turns out to be damaged.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        if stop <= start:
+            return torch.zeros(0)
+        if self.source_rate == self.sample_rate:
+            return torch.from_numpy(self._decode(start, stop))
+        # Both grids meet every `up` samples of the target and `down` of the source: an excerpt begins on such a point.
+        up, down = (r // math.gcd(self.sample_rate, self.source_rate) for r in (self.sample_rate, self.source_rate))
+        block = max(0, start // up - -(-_MARGIN // down))
+        last = min(self.frames, -(-stop * down // up) + _MARGIN)
+        samples = soxr.resample(self._decode(block * down, last), self.source_rate, self.sample_rate)
+        found = samples[start - block * up : stop - block * up]
+        return torch.from_numpy(np.pad(found, (0, stop - start - len(found))))
+
+    def _decode(self, start: int, stop: int) -> np.ndarray:
+        try:
+            samples, _ = sf.read(self.path, start=start, stop=stop, dtype="float32", always_2d=True)
+        except (sf.LibsndfileError, OSError, RuntimeError) as error:
+            raise Problem(f"{self.path} cannot be read as audio ({error}); remove it from the folder.") from error
+        if len(samples) < stop - start:
+            raise Problem(
+                f"{self.path} ends at sample {start + len(samples):,} of {self.frames:,}; it is damaged, remove it."
+            )
+        mono: np.ndarray = samples.mean(axis=1)
+        return mono
+
+    def chunks(self, length: int) -> Iterator[Tensor]:
+        """The whole recording, `length` samples at a time."""
+        for start in range(0, len(self), length):
+            yield self.read(start, start + length)
 
 
-def read_clip(path: Path) -> Clip:
-    """Reads an audio file; several channels are averaged to one.
+def open_recording(path: Path, sample_rate: int | None = None) -> Recording:
+    """Looks at an audio file's header.
+
+    Arguments:
+        path: The file.
+        sample_rate: The rate at which to read it, by default its own.
 
     Raises:
-        DataError: If the file is not audio or holds less than two samples.
+        Problem: If the file is not audio or holds less than two samples.
     """
     try:
-        samples, sample_rate = sf.read(path, dtype="float32", always_2d=True)
-    except (sf.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error}); remove it from the folder.") from error
-    if len(samples) < 2:
-        raise DataError(f"{path} holds {len(samples)} samples; remove it from the folder.")
-    return Clip(path, mu_law_encode(torch.from_numpy(samples.mean(axis=1))), sample_rate)
+        info = sf.info(path)
+    except (sf.LibsndfileError, OSError, RuntimeError) as error:
+        raise Problem(f"{path} cannot be read as audio ({error}); remove it from the folder.") from error
+    recording = Recording(path, info.frames, info.samplerate, sample_rate or info.samplerate)
+    if len(recording) < 2:
+        raise Problem(f"{path} holds {info.frames} samples; remove it from the folder.")
+    return recording
 
 
-def read_folder(folder: Path) -> list[Clip]:
-    """Reads the WAV, FLAC and OGG files of a folder, in the order of their names.
+def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
+    """The WAV, FLAC and OGG files of a folder and the folders in it, in the order of their paths.
 
     Raises:
-        DataError: If the folder is missing or holds no audio, if a file is not audio, or if sample rates differ.
+        Problem: If the folder is missing or holds no audio, or if a file is not audio.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give the folder that holds the audio files.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        raise Problem(f"{folder} is not a folder; give the folder that holds the audio files.")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
-        raise DataError(f"{folder} holds no audio; put {', '.join(SUFFIXES)} files into it.")
-    clips = [read_clip(path) for path in paths]
-    for clip in clips:
-        if clip.sample_rate != clips[0].sample_rate:
-            raise DataError(
-                f"{folder} mixes sample rates: {clips[0].path.name} has {clips[0].sample_rate} Hz and "
-                f"{clip.path.name} {clip.sample_rate} Hz; resample them to one."
-            )
-    return clips
+        raise Problem(f"{folder} holds no audio; put {', '.join(SUFFIXES)} files into it.")
+    return [open_recording(path, sample_rate) for path in paths]
 
 
-def split_clips(clips: list[Clip], fraction: float = 0.1) -> tuple[list[Clip], list[Clip]]:
-    """Holds out the last clips, by file: at least one, and at most all but one.
+@dataclass(frozen=True)
+class Split:
+    """Recordings to train on, and recordings that are kept from training."""
+
+    training: list[Recording]
+    held_out: list[Recording]
+
+    @property
+    def notice(self) -> str:
+        """What is done to the files, in a sentence; empty if nothing is."""
+        files = [*self.training, *self.held_out]
+        odd = sorted({r.source_rate for r in files if r.source_rate != r.sample_rate})
+        if not odd:
+            return ""
+        count = sum(r.source_rate != r.sample_rate for r in files)
+        rates = ", ".join(f"{rate:,}" for rate in odd)
+        return f"{count} of {len(files)} files are resampled from {rates} Hz to {files[0].sample_rate:,} Hz"
+
+
+def open_split(folder: Path, sample_rate: int, fraction: float = 0.1) -> Split:
+    """Splits a folder by file.
+
+    A folder with the folders `train` and `heldout` in it is split so; of any other the last tenth of the files is held
+    out, at least one and at most all but one.
 
     Raises:
-        DataError: If there is only one clip.
+        Problem: If there is only one file, or what :func:`open_folder` finds.
     """
-    if len(clips) < 2:
-        raise DataError(f"{clips[0].path.parent} holds one clip; at least two are needed, one of them held out.")
-    held_out = min(len(clips) - 1, max(1, round(fraction * len(clips))))
-    return clips[:-held_out], clips[-held_out:]
+    if (folder / "train").is_dir() and (folder / "heldout").is_dir():
+        return Split(open_folder(folder / "train", sample_rate), open_folder(folder / "heldout", sample_rate))
+    files = open_folder(folder, sample_rate)
+    if len(files) < 2:
+        raise Problem(f"{folder} holds one clip; at least two are needed, one of them held out.")
+    held_out = min(len(files) - 1, max(1, round(fraction * len(files))))
+    return Split(files[:-held_out], files[-held_out:])
 
 
 def input_and_target(samples: Tensor) -> tuple[Tensor, Tensor]:
     """What a model reads and what it is to say: samples 0 … N-1, and samples 1 … N."""
-    samples = samples.long()
     return samples[..., :-1], samples[..., 1:]
 
 
+def mix(*numbers: int) -> int:
+    """A seed that depends on all the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
 class Excerpts:
-    """Draws random excerpts of equal length from clips of any length, every start equally likely.
+    """Random excerpts of equal length from recordings of any length, every start equally likely.
+
+    What is drawn for a step depends on the seed and the number of the step alone, not on what was drawn before or on
+    how many processes share the batch: a run can be taken up anywhere.
+
+    Arguments:
+        recordings: Where they are cut from.
+        quantizer: How samples become classes.
+        length: Samples per excerpt, not counting the last target.
+        seed: Of the draw.
+        pad: Continue recordings that are too short with silence that does not count, instead of leaving them out.
 
     Raises:
-        DataError: If no clip is long enough.
+        Problem: If no recording is long enough.
     """
 
-    def __init__(self, clips: list[Clip], length: int, batch: int, seed: int) -> None:
-        self.length, self.batch = length, batch
-        self.samples = [clip.samples for clip in clips if len(clip.samples) > length]
-        if not self.samples:
-            longest = max(len(clip.samples) for clip in clips)
-            raise DataError(
+    def __init__(
+        self, recordings: list[Recording], quantizer: Quantizer, length: int, seed: int, *, pad: bool = False
+    ) -> None:
+        self.quantizer, self.length, self.seed = quantizer, length, seed
+        self.recordings = [r for r in recordings if pad or len(r) > length]
+        if not self.recordings:
+            longest = max(len(r) for r in recordings)
+            raise Problem(
                 f"every clip is shorter than an excerpt of {length} samples and its successor (the longest has "
-                f"{longest}); lower the excerpt length."
+                f"{longest}); lower --excerpt, or fill up with silence by --pad."
             )
-        self.starts = torch.tensor([len(samples) - length for samples in self.samples]).cumsum(0)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.starts = torch.tensor([max(1, len(r) - length) for r in self.recordings]).cumsum(0)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """A batch of inputs and targets, both with shape (batch, length)."""
-        rows = []
-        for start in torch.randint(int(self.starts[-1]), (self.batch,), generator=self.generator).tolist():
-            clip = int(torch.searchsorted(self.starts, start, right=True))
-            end = int(self.starts[clip]) - start + self.length
-            rows.append(self.samples[clip][end - self.length - 1 : end])
-        return input_and_target(torch.stack(rows))
+    def draw(self, step: int, batch: int, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a step, with shape (rows, length): rows `first` to `last` of a batch."""
+        generator = torch.Generator().manual_seed(mix(self.seed, step))
+        draws = torch.randint(int(self.starts[-1]), (batch,), generator=generator).tolist()
+        inputs, targets = zip(*(self._cut(start) for start in draws[first:last]), strict=True)
+        return torch.stack(inputs), torch.stack(targets)
+
+    def _cut(self, draw: int) -> tuple[Tensor, Tensor]:
+        index = int(torch.searchsorted(self.starts, draw, right=True))
+        start = draw - int(self.starts[index - 1] if index else 0)
+        classes = self.quantizer.encode(self.recordings[index].read(start, start + self.length + 1))
+        missing = self.length + 1 - len(classes)
+        x, y = input_and_target(torch.nn.functional.pad(classes, (0, missing), value=self.quantizer.silence))
+        if missing:
+            y = y.clone()
+            y[len(y) - missing :] = IGNORED
+        return x, y
 
 
-def write_wav(path: Path, classes: Tensor, sample_rate: int) -> None:
-    """Writes 8-bit classes as a 16-bit WAV file."""
-    sf.write(path, mu_law_decode(classes).numpy(), sample_rate, subtype="PCM_16")
+def write_wav(path: Path, samples: Tensor, sample_rate: int) -> None:
+    """Writes samples in [-1, 1] as a 16-bit WAV file."""
+    sf.write(path, samples.numpy(), sample_rate, subtype="PCM_16")

@@ -1,7 +1,9 @@
-"""Pictures of a run: the loss curve, and spectrograms of real against generated audio."""
+"""Pictures of a run: losses, waveforms, spectrograms, and what the state-space layers have learned."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -9,37 +11,63 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from ssmkit import SequenceLayer
+from ssmkit.layers.ssm import SSMLayer
+from ssmkit.systems import DiscreteDiagonal
 
 
-def loss_curve(path: Path, losses: list[float], held_out: float, baselines: dict[str, float]) -> None:
-    """Draws the loss of every step, its running mean, and what it is to be compared with."""
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture and lets go of it."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def loss_curve(history: list[dict[str, float]], result: dict[str, float]) -> Figure:
+    """The loss of every step, its running mean, the held-out loss on the way, and what all of it is compared with."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    steps = np.arange(1, len(losses) + 1)
+    steps = np.array([line["step"] for line in history])
+    losses = np.array([line["bits"] for line in history])
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, each step")
     width = max(1, len(losses) // 40)
     mean = np.convolve(losses, np.ones(width) / width, mode="valid")
     axes.plot(steps[width - 1 :], mean, color="C0", label=f"training, mean of {width} steps")
-    for (name, value), color in zip(baselines.items(), ("0.6", "C1", "C3"), strict=True):
-        axes.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} counts, held out: {value:.2f}")
-    axes.axhline(held_out, color="C2", linewidth=1.5, label=f"network, held out: {held_out:.2f}")
-    axes.set(xlabel="step", ylabel="bits per sample", ylim=(min(held_out, min(mean)) - 0.5, 8.3))
+    checks = [(line["step"], line["held_out"]) for line in history if "held_out" in line]
+    if checks:
+        axes.plot(*zip(*checks, strict=True), "o-", color="C2", markersize=3, label="held out, first seconds")
+    colors = {"uniform": "0.6", "unigram": "C1", "bigram": "C3", "network": "C2"}
+    for name, value in result.items():
+        style = "-" if name == "network" else "--"
+        axes.axhline(value, color=colors[name], linestyle=style, linewidth=1, label=f"{name}, held out: {value:.2f}")
+    lowest = min([*mean, *result.values()])
+    axes.set(xlabel="step", ylabel="bits per sample", ylim=(lowest - 0.5, max(result.values()) + 0.3))
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def overfitting_curve(path: Path, losses: list[float]) -> None:
-    """Draws the loss of every epoch."""
+def overfitting_curve(losses: list[float]) -> Figure:
+    """The loss of every epoch."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(np.arange(len(losses)), losses, marker=".")
     axes.set(xlabel="epoch", ylabel="bits per sample", ylim=(0, 8.3))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def spectrograms(path: Path, clips: dict[str, np.ndarray], sample_rate: int) -> None:
-    """Draws one spectrogram per clip of samples in [-1, 1], on one scale in dB below full scale."""
+def waveform(samples: np.ndarray, sample_rate: int) -> Figure:
+    """Samples in [-1, 1] against time: the range of each pixel's."""
+    figure, axes = plt.subplots(figsize=(8, 1.4), layout="constrained")
+    size = max(1, len(samples) // 1600)
+    rows = samples[: len(samples) // size * size].reshape(-1, size)
+    axes.fill_between(np.arange(len(rows)) * size / sample_rate, rows.min(1), rows.max(1), linewidth=0.3)
+    axes.set(xlabel="seconds", ylim=(-1, 1), xlim=(0, len(samples) / sample_rate))
+    return figure
+
+
+def spectrograms(clips: dict[str, np.ndarray], sample_rate: int) -> Figure:
+    """One spectrogram per clip of samples in [-1, 1], on one scale in dB below full scale."""
     figure, rows = plt.subplots(len(clips), 1, figsize=(8, 2.4 * len(clips)), layout="constrained", squeeze=False)
     for axes, (name, samples) in zip(rows[:, 0], clips.items(), strict=True):
         size = min(1024, max(2, len(samples)))
@@ -57,5 +85,61 @@ def spectrograms(path: Path, clips: dict[str, np.ndarray], sample_rate: int) -> 
         axes.set(title=name, ylabel="Hz", ylim=(0, min(5000, sample_rate / 2)))
     rows[-1, 0].set(xlabel="seconds")
     figure.colorbar(image, ax=rows[:, 0].tolist(), label="dB")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A state-space layer in a network, before and after training."""
+
+    name: str
+    before: SSMLayer
+    after: SSMLayer
+    sample_rate: float
+    """At which the layer runs, in Hz."""
+
+
+def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequence[int], sample_rate: int) -> list[Tap]:
+    """The last state-space layer of every tier."""
+    found: dict[int, Tap] = {}
+    for (name, old), (_, new) in zip(before.named_modules(), after.named_modules(), strict=True):
+        if isinstance(old, SSMLayer) and isinstance(new, SSMLayer):
+            tier = int(np.log2(old.d_model / d_model))
+            rate = sample_rate / int(np.prod(pool[:tier]))
+            found[tier] = Tap(f"tier {tier + 1}: {name}", old, new, rate)
+    return [found[tier] for tier in sorted(found)]
+
+
+@torch.no_grad()
+def _time_scales(layer: SSMLayer) -> np.ndarray:
+    """Samples in which each mode decays to 1/e."""
+    system = layer.system()
+    poles = system.a if isinstance(system, DiscreteDiagonal) else torch.linalg.eigvals(system.dense.A)
+    scales: np.ndarray = (-1 / poles.abs().clamp(1e-6, 1 - 1e-9).log()).flatten().numpy()
+    return scales
+
+
+@torch.no_grad()
+def layer_portrait(tap: Tap, features: int = 4) -> Figure:
+    """Kernels of some features, the time scales of all modes, and the mean spectrum, before and after training."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
+    length = 2048
+    both = (("before", tap.before, "0.6"), ("after", tap.after, "C0"))
+    edges = np.logspace(-1, 4.5, 60) / tap.sample_rate * 1e3
+    for name, layer, color in both:
+        kernel = layer.kernel(length)[0].double().numpy()
+        spread = np.abs(kernel[:features]).max(1, keepdims=True) + 1e-12
+        time = np.arange(length) / tap.sample_rate * 1e3
+        for i, row in enumerate(kernel[:features] / spread):
+            left.plot(time, row - 2.2 * i, color=color, linewidth=0.8, label=name if i == 0 else None)
+        middle.hist(_time_scales(layer) / tap.sample_rate * 1e3, bins=edges, histtype="step", color=color, label=name)
+        spectrum = 20 * np.log10(np.abs(np.fft.rfft(kernel)).mean(0) + 1e-9)
+        right.semilogx(
+            np.fft.rfftfreq(length, 1 / tap.sample_rate)[1:], spectrum[1:], color=color, linewidth=1, label=name
+        )
+    left.set(title=f"kernels of {features} features, scaled", xlabel="ms", yticks=[], xlim=(0, time[length // 4]))
+    middle.set(title="time scales of all modes", xlabel="ms until 1/e", xscale="log")
+    right.set(title="spectrum, mean over features", xlabel="Hz", ylabel="dB")
+    for axes in (left, middle, right):
+        axes.legend(fontsize="small")
+    return figure

@@ -1,80 +1,190 @@
-"""Generating audio sample by sample."""
+"""Generating audio sample by sample: the loop, the way a sample is drawn, and the engine that runs the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ssmkit import Sequential
-from ssmkit.states import State
+from ssmkit.states import State, repeat
 
-SILENCE = 128
-"""The class of a sample of value zero."""
+from .problems import Problem
+from .storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sample is drawn from what the network says of it."""
+
+    temperature: float = 1.0
+    """Below 1 the draw is bolder; at 0 the most likely class is taken."""
+    top_k: int = 0
+    """Draw from so many of the likeliest classes; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the likeliest classes that together have this probability; 1 for all."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise Problem(f"--temperature must be at least 0, not {self.temperature}.")
+        if self.top_k < 0:
+            raise Problem(f"--top-k must be at least 0, not {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise Problem(f"--top-p must be above 0 and at most 1, not {self.top_p}.")
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Classes (batch) from logits (batch, classes) and numbers in [0, 1) (batch), by inverting the distribution."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        p = torch.softmax(logits / self.temperature, -1)
+        if self.top_k and self.top_k < p.shape[-1]:
+            p = p * (p >= p.topk(self.top_k).values[..., -1:])
+        if self.top_p < 1:
+            ordered, order = p.sort(descending=True, stable=True)
+            before = ordered.cumsum(-1) - ordered
+            ordered = ordered * (before < self.top_p * p.sum(-1, keepdim=True))
+            p = torch.zeros_like(p).scatter(-1, order, ordered)
+        cumulated = p.double().cumsum(-1)
+        below = cumulated <= uniform[:, None] * cumulated[:, -1:]
+        return below.sum(-1).clamp(max=p.shape[-1] - 1)
+
+
+class Block(NamedTuple):
+    """What an engine has drawn, and where the streams have got to."""
+
+    classes: Tensor
+    """Shape (batch, samples)."""
+    bits: Tensor
+    """Negative log-likelihood of each under the network, whatever the temperature; shape (batch, samples)."""
+    logits: Tensor
+    """What the network says of the next sample; shape (batch, classes)."""
+    state: State
+    """After the last sample."""
+
+
+class Engine(Protocol):
+    """Runs a network from sample to sample. Others can take the place of :class:`StepEngine` in all that follows."""
+
+    def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
+        """Draws as many samples as there are columns of random numbers (batch, samples), feeding each back."""
+        ...
+
+
+class StepEngine:
+    """The network's own `step`, with the system made once."""
+
+    def __init__(self, model: Sequential) -> None:
+        self.model = model.eval()
+        with torch.no_grad():
+            self.system = model.system()
+
+    @torch.inference_mode()
+    def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
+        """See :class:`Engine`."""
+        classes, bits = [], []
+        for column in uniform.unbind(1):
+            sample = sampling.draw(logits, column)
+            classes.append(sample)
+            bits.append(torch.logsumexp(logits, -1) - logits.gather(-1, sample[:, None])[:, 0])
+            logits, state = self.model.step(sample, state, self.system)
+        return Block(torch.stack(classes, 1), torch.stack(bits, 1) / torch.log(torch.tensor(2.0)), logits, state)
+
+
+@dataclass
+class Streams:
+    """A batch of streams that are being generated: all that is needed to go on."""
+
+    logits: Tensor
+    state: State
+    random: torch.Generator
+    samples: int = 0
+    """Samples generated so far."""
 
 
 @torch.no_grad()
-def prime(model: Sequential, prompt: Tensor) -> tuple[Tensor, State]:
-    """Reads prompts (batch, length) in parallel; returns the logits of what comes next, and the state."""
+def prime(model: Sequential, prompt: Tensor, batch: int = 1, seed: int = 0, window: int = 1 << 18) -> Streams:
+    """Reads a prompt (length) of classes in parallel, and starts a batch of streams from where it ends."""
     model.eval()
-    logits, state = model.scan(prompt.long(), model.initial_state(len(prompt)))
-    return logits[:, -1], state
+    system, state = model.system(), model.initial_state(1)
+    for part in prompt[None].split(window, dim=1):
+        logits, state = model.scan(part, state, system)
+    random = torch.Generator().manual_seed(seed)
+    return Streams(logits[:, -1].repeat_interleave(batch, 0), repeat(state, batch), random)
 
 
-@torch.no_grad()
 def generate(
-    model: Sequential,
-    logits: Tensor,
-    state: State,
-    length: int,
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    report: Callable[[int], None] = lambda k: None,
-) -> Tensor:
-    """Continues a batch of streams by `step`, each sample drawn from what the network says of it.
+    engine: Engine, streams: Streams, length: int, sampling: Sampling, *, block: int = 800
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Continues streams, block by block; after each, `streams` is where it ends.
 
     Arguments:
-        model: The network.
-        logits: What it says of the first sample, see :func:`prime`, with shape (batch, 256).
-        state: Where the streams have got to.
-        length: The number of samples to generate.
-        temperature: Below 1 the draw is bolder; at 0 the most likely class is taken.
-        seed: Of the draw.
-        report: Called after every sample with its number.
+        engine: What runs the network.
+        streams: Where to go on.
+        length: Samples to generate.
+        sampling: How they are drawn.
+        block: Samples from one yield to the next.
 
-    Returns:
-        Classes, with shape (batch, length).
+    Yields:
+        Classes and their negative log-likelihood in bits, each with shape (batch, samples).
     """
-    model.eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a step is too small to be worth sharing
-    try:
-        return _sample(model, logits, state, length, temperature, seed, report)
-    finally:
-        torch.set_num_threads(threads)
+    device = streams.logits.device
+    for start in range(0, length, block):
+        size = (min(block, length - start), len(streams.logits))
+        uniform = torch.rand(size, generator=streams.random, dtype=torch.double).to(device)
+        made = engine.run(streams.logits, streams.state, uniform.mT, sampling)
+        streams.logits, streams.state = made.logits, made.state
+        streams.samples += size[0]
+        yield made.classes, made.bits
 
 
-def _sample(
-    model: Sequential,
-    logits: Tensor,
-    state: State,
-    length: int,
-    temperature: float,
-    seed: int,
-    report: Callable[[int], None],
-) -> Tensor:
-    system = model.system()
-    generator = torch.Generator().manual_seed(seed)
-    out = []
-    for k in range(length):
-        if temperature == 0:
-            sample = logits.argmax(-1)
-        else:
-            p = torch.softmax(logits / temperature, -1)
-            sample = torch.multinomial(p, 1, generator=generator)[:, 0]
-        out.append(sample)
-        logits, state = model.step(sample, state, system)
-        report(k)
-    return torch.stack(out, dim=1)
+def fingerprint(model: Sequential) -> str:
+    """Tells networks with other weights apart."""
+    digest = hashlib.sha256()
+    for name, x in model.state_dict().items():
+        digest.update(name.encode() + x.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_streams(path: Path, streams: Streams, model: Sequential) -> None:
+    """Writes streams to a file, to be continued another time."""
+    tensors = {"logits": streams.logits, "random": streams.random.get_state()}
+
+    def shape(state: State) -> object:
+        if isinstance(state, tuple):
+            return [shape(child) for child in state]
+        if isinstance(state, int):
+            return state
+        tensors[f"state.{len(tensors)}"] = state
+        return f"state.{len(tensors) - 1}"
+
+    tree = json.dumps(shape(streams.state))
+    write_tensors(path, tensors, tree=tree, samples=str(streams.samples), model=fingerprint(model))
+
+
+def load_streams(path: Path, model: Sequential) -> Streams:
+    """Reads what :func:`save_streams` wrote.
+
+    Raises:
+        Problem: If it is something else, or belongs to a network with other weights.
+    """
+    tensors, metadata = read_tensors(path)
+    if not {"tree", "samples", "model"} <= set(metadata) or not {"logits", "random"} <= set(tensors):
+        raise Problem(f"{path} is not the saved state of a generation.")
+    if metadata["model"] != fingerprint(model):
+        raise Problem(f"{path} was generated by another model; give that one by --model.")
+
+    def grow(node: object) -> State:
+        if isinstance(node, list):
+            return tuple(grow(child) for child in node)
+        return node if isinstance(node, int) else tensors[str(node)].to(device)
+
+    device = next(model.parameters()).device
+    random = torch.Generator()
+    random.set_state(tensors["random"])
+    return Streams(tensors["logits"].to(device), grow(json.loads(metadata["tree"])), random, int(metadata["samples"]))

@@ -12,10 +12,10 @@ from torch import nn
 from ssmkit import S4, S4D, Checkpoint, MultiRate, Residual, S4Block, SequenceLayer, Sequential
 
 
-def _smooth_embedding(d_model: int, classes: int = 256, bandwidth: float = 8.0) -> nn.Embedding:
+def _smooth_embedding(d_model: int, classes: int, bandwidth: float = 8.0) -> nn.Embedding:
     """An embedding in which neighbouring classes start alike: random cosines of the class.
 
-    Classes of samples are ordered; 256 unrelated vectors would have to learn that first.
+    Classes of samples are ordered; unrelated vectors would have to learn that first.
     """
     embedding = nn.Embedding(classes, d_model)
     value = torch.linspace(-1, 1, classes)[:, None]
@@ -61,7 +61,7 @@ def sashimi(
         dropout: The probability of dropout inside the blocks.
         checkpoint: Make the activations of a block again in the backward pass instead of keeping them.
         inputs: `"classes"`, embedded, or `"samples"`, floats with shape (*, L, 1).
-        d_output: The number of output classes.
+        d_output: The number of classes of samples.
 
     Example:
         >>> import torch
@@ -81,5 +81,11 @@ def sashimi(
         lower = MultiRate(width, tier(width * expand, factors[1:]), factors[0], expand)
         return Sequential(Residual(lower), *blocks(width))
 
-    embed = _smooth_embedding(d_model) if inputs == "classes" else nn.Linear(1, d_model)
+    embed = _smooth_embedding(d_model, d_output) if inputs == "classes" else nn.Linear(1, d_model)
     return Sequential(embed, tier(d_model, pool), nn.LayerNorm(d_model), nn.Linear(d_model, d_output))
+
+
+def without_head(model: Sequential) -> tuple[Sequential, nn.Module]:
+    """A SaShiMi's layers up to the last tier, and the two that make logits of what comes out, as one."""
+    *trunk, norm, head = model.layers
+    return Sequential(*trunk), nn.Sequential(norm, head)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from ssmkit import Sequential
-
-from .audio import Clip, input_and_target
-from .model import sashimi
+from .audio import Quantizer, Recording, input_and_target
+from .evaluation import total_bits
+from .model import sashimi, without_head
 
 LENGTH = 958_400
 """Samples of the test: a minute at 16 kHz, cut to whole frames of both pools."""
@@ -32,23 +27,8 @@ class Epoch:
     """Most bytes in use so far: of the card, or of this process."""
 
 
-def whole_clip_bits(model: Sequential, x: Tensor, y: Tensor, chunk: int = 1 << 16) -> Tensor:
-    """The mean negative log-likelihood in bits, with the logits of one chunk of the sequence in memory at a time."""
-    *trunk, norm, head = model.layers
-    for layer in trunk:
-        x = layer(x)
-
-    def total(hidden: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(head(norm(hidden)), target, reduction="sum")
-
-    parts = zip(x[0].split(chunk), y[0].split(chunk), strict=True)
-    return torch.stack([checkpoint(total, *part, use_reentrant=False) for part in parts]).sum() / (
-        y.numel() * math.log(2)
-    )
-
-
 def overfit(
-    clip: Clip,
+    recording: Recording,
     epochs: int,
     *,
     d_model: int = 128,
@@ -59,18 +39,19 @@ def overfit(
     device: str = "cpu",
     report: Callable[[int, Epoch], None] = lambda epoch, result: None,
 ) -> list[Epoch]:
-    """Trains on one clip, whole, with Adam; returns loss, time and peak memory of every step.
+    """Trains on one recording, whole, with Adam; returns loss, time and peak memory of every step.
 
     Memory comes from the algorithms and from activation checkpointing per block, not from a smaller problem.
     """
     torch.manual_seed(seed)
     model = sashimi(d_model, blocks, d_state=d_state, glu=False, checkpoint=True).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    x, y = input_and_target(clip.samples[: LENGTH + 1][None].to(device))
+    x, y = input_and_target(Quantizer().encode(recording.read(0, LENGTH + 1))[None].to(device))
+    trunk, head = without_head(model)
     results = []
     for epoch in range(epochs):
         start = time.perf_counter()
-        loss = whole_clip_bits(model, x, y)
+        loss = total_bits(head, trunk(x), y) / y.numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,82 +1,256 @@
-"""Training and measuring an autoregressive network."""
+"""Training an autoregressive network, alone or on several processes, and taking up a run where it was left."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssmkit import Sequential, param_groups
 
-from .audio import Clip, Excerpts, input_and_target
+from .audio import IGNORED, Excerpts, Split, mix
+from .config import Settings
+from .evaluation import evaluate
+from .problems import Problem
+from .storage import MODEL, Run, load_into, save_model
+
+VALIDATION = 5
+"""Seconds of held-out audio that are measured at every checkpoint."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share a run: started by `torchrun`, or one alone."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+
+def join_world(device: str) -> World:
+    """Meets the other processes, if `torchrun` started some.
+
+    Raises:
+        Problem: If the device does not exist.
+    """
+    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise Problem(f"there is no device {device!r}; give cpu, cuda or cuda:N.") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise Problem("this machine has no GPU that torch can use; give --device cpu.")
+        if chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return World(rank, size, chosen)
 
 
 def bits(logits: Tensor, target: Tensor) -> Tensor:
     """The mean negative log-likelihood of the targets, in bits per sample."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten()) / math.log(2)
+    return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten()) / math.log(2)
+
+
+def rate(settings: Settings, step: int) -> float:
+    """The factor of the learning rate at a step: a linear rise, then a cosine down to zero, or none."""
+    rise = max(1, round(settings.warmup * settings.steps))
+    if step < rise or settings.schedule == "constant":
+        return min((step + 1) / rise, 1.0)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))
+
+
+class Trainer:
+    """A network in training: weights, averaged weights, optimiser.
+
+    Arguments:
+        settings: The run's.
+        split: The recordings.
+        world: The processes that share the run.
+
+    Raises:
+        Problem: If the batch cannot be shared out, or no recording is long enough.
+    """
+
+    def __init__(self, settings: Settings, split: Split, world: World) -> None:
+        parts = world.size * settings.accumulate
+        if settings.batch % parts:
+            raise Problem(
+                f"a batch of {settings.batch} cannot be shared by {world.size} processes in {settings.accumulate} "
+                f"parts each; give a multiple of {parts} as --batch."
+            )
+        if settings.bf16 and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise Problem("this GPU has no bfloat16; leave --bf16 out.")
+        if not 0 <= settings.ema < 1:
+            raise Problem(f"--ema must be at least 0 and below 1, not {settings.ema}.")
+        for name in ("steps", "batch", "accumulate", "excerpt"):
+            if getattr(settings, name) < 1:
+                raise Problem(f"--{name} must be at least 1, not {getattr(settings, name)}.")
+        self.settings, self.split, self.world = settings, split, world
+        self.excerpts = Excerpts(split.training, settings.quantizer, settings.excerpt, settings.seed, pad=settings.pad)
+        self.model = settings.model().to(world.device)
+        self.average = None
+        if settings.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.optimizer = torch.optim.AdamW(param_groups(self.model, settings.lr, settings.weight_decay))
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
+
+    @property
+    def best(self) -> Sequential:
+        """The network as it is to be used: with averaged weights, if there are some."""
+        if self.average is None:
+            return self.model
+        return cast(Sequential, self.average.module)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a run needs to go on."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        found = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average.{name}": x for name, x in self.average.state_dict().items()}
+        for parameter, state in self.optimizer.state.items():
+            found |= {f"optimizer.{names[id(parameter)]}.{key}": x for key, x in state.items()}
+        return found
+
+    def load(self, tensors: dict[str, Tensor], run: Run) -> None:
+        """Takes up what :meth:`tensors` gave.
+
+        Raises:
+            Problem: If it is that of another network.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
+
+        load_into(self.model, part("model."), run.folder)
+        if self.average is not None:
+            load_into(self.average, part("average."), run.folder)
+        for name, parameter in self.model.named_parameters():
+            state = part(f"optimizer.{name}.")
+            # The count of steps stays where AdamW keeps it: on the CPU.
+            self.optimizer.state[parameter] = {
+                key: x if key == "step" else x.to(parameter.device) for key, x in state.items()
+            }
+
+    def step(self, number: int, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """One optimiser step on this process's rows of the batch; the loss in bits and the norm of the gradient.
+
+        Raises:
+            Problem: If one of them is not finite; the weights are then as they were.
+        """
+        settings, device = self.settings, self.world.device
+        torch.manual_seed(mix(settings.seed, number, self.world.rank))
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * rate(settings, number)
+        x, y = x.to(device), y.to(device)
+        counted = self.world.sum((y != IGNORED).sum())
+        self.network.train()
+        self.optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.double, device=device)
+        pairs = list(zip(x.chunk(settings.accumulate), y.chunk(settings.accumulate), strict=True))
+        for i, (inputs, targets) in enumerate(pairs):
+            last = i == len(pairs) - 1
+            hold = self.network.no_sync() if isinstance(self.network, DistributedDataParallel) and not last else None
+            with hold or nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+                    logits = self.network(inputs)
+                nll = F.cross_entropy(
+                    logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+                # The processes' gradients are averaged, and the sum is wanted.
+                (nll * (self.world.size / (counted * math.log(2)))).backward()
+            total += nll.detach()
+        loss = float(self.world.sum(total) / (counted * math.log(2)))
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+            raise Problem(f"{what} at step {number + 1}; lower --lr or --clip. The last checkpoint stays as it is.")
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss, norm
 
 
 def train(
-    model: Sequential,
-    excerpts: Excerpts,
-    steps: int,
+    trainer: Trainer,
+    run: Run,
     *,
-    lr: float,
-    weight_decay: float,
-    warmup: float = 0.05,
-    clip: float = 1.0,
+    every: int = 200,
+    begin: Callable[[int], None] = lambda step: None,
     report: Callable[[int, float], None] = lambda step, loss: None,
-) -> list[float]:
-    """Trains with AdamW, a linear warm-up and a cosine decay to zero; returns the loss of every step in bits.
+) -> None:
+    """Trains until the settings' number of steps is reached, from the run's last checkpoint if it has one.
 
     Arguments:
-        model: The network.
-        excerpts: What it is trained on.
-        steps: The number of optimiser steps.
-        lr: The highest learning rate; the state-space parameters stay at 1e-3 or below.
-        weight_decay: Of the weights that decay.
-        warmup: The part of the steps in which the rate rises.
-        clip: The largest norm of the gradient.
-        report: Called after every step with its number and loss.
+        trainer: The network in training.
+        run: The run's folder.
+        every: Steps from checkpoint to checkpoint.
+        begin: Called with the number of steps that the checkpoint already has behind it.
+        report: Called after every step with the number of steps behind it and the loss in bits.
+
+    Raises:
+        Problem: If the loss is no longer finite, the disk is full, or a file turns out to be damaged.
     """
-    optimizer = torch.optim.AdamW(param_groups(model, lr, weight_decay))
-    rise = max(1, round(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda k: min((k + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * max(0, k - rise) / max(1, steps - rise))),
-    )
-    model.train()
-    losses = []
-    for step in range(steps):
-        x, y = excerpts.draw()
-        loss = bits(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        report(step, losses[-1])
-    return losses
+    settings, world = trainer.settings, trainer.world
+    share = settings.batch // world.size
+    rows = (world.rank * share, (world.rank + 1) * share)
+    done = 0
+    if (found := run.load()) is not None:
+        done, tensors = found
+        trainer.load(tensors, run)
+    if world.first:
+        run.begin(settings, done)
+    begin(done)
+    with ThreadPoolExecutor(1) as ahead, run.logging() if world.first else nullcontext():
 
+        def fetch(step: int) -> Future[tuple[Tensor, Tensor]]:
+            return ahead.submit(trainer.excerpts.draw, step, settings.batch, *rows)
 
-@torch.no_grad()
-def evaluate(model: Sequential, clips: list[Clip], chunk: int = 1 << 16) -> float:
-    """The negative log-likelihood of whole clips, each from rest, in bits per sample.
-
-    A clip is read by `scan` in chunks that carry the state: memory does not grow with its length.
-    """
-    model.eval()
-    system = model.system()
-    total, count = 0.0, 0
-    for clip in clips:
-        x, y = input_and_target(clip.samples)
-        state = model.initial_state(1)
-        for inputs, targets in zip(x.split(chunk), y.split(chunk), strict=True):
-            logits, state = model.scan(inputs[None], state, system)
-            total += float(bits(logits, targets)) * len(targets)
-            count += len(targets)
-    return total / count
+        coming = fetch(done)
+        for step in range(done, settings.steps):
+            x, y = coming.result()
+            if step + 1 < settings.steps:
+                coming = fetch(step + 1)
+            loss, norm = trainer.step(step, x, y)
+            last = step + 1 == settings.steps
+            if world.first:
+                line = {"step": step + 1, "bits": loss, "norm": norm, "lr": trainer.optimizer.param_groups[0]["lr"]}
+                save = last or (step + 1) % every == 0
+                if save:
+                    seconds = VALIDATION * settings.sample_rate
+                    line["held_out"] = evaluate(trainer.best, trainer.split.held_out[:1], settings.quantizer, seconds)
+                run.log(**line)
+                if save:
+                    run.save(step + 1, trainer.tensors())
+                    save_model(run.folder / MODEL, trainer.best.state_dict(), settings, step + 1)
+            report(step + 1, loss)

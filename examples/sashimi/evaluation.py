@@ -1,0 +1,88 @@
+"""Measuring an autoregressive network on recordings."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ssmkit import Sequential
+
+from .audio import Quantizer, Recording, input_and_target
+from .model import without_head
+
+WINDOW = 1 << 20
+"""Samples that are read at a time: a minute at 16 kHz."""
+_LOGITS = 1 << 14
+"""Samples whose logits are in memory at a time."""
+
+
+def total_bits(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
+    """The negative log-likelihood of the targets in bits, summed.
+
+    Logits are larger than everything else: they are made for a part of the sequence at a time, and made again in the
+    backward pass instead of being kept.
+    """
+
+    def part(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(head(x).flatten(0, -2).float(), y.flatten(), reduction="sum").double()
+
+    pairs = zip(hidden.split(_LOGITS, dim=-2), target.split(_LOGITS, dim=-1), strict=True)
+    return torch.stack([checkpoint(part, *pair, use_reentrant=False) for pair in pairs]).sum() / math.log(2)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Sequential,
+    recordings: list[Recording],
+    quantizer: Quantizer,
+    limit: int | None = None,
+    *,
+    window: int = WINDOW,
+) -> float:
+    """The negative log-likelihood of recordings, each from rest, in bits per sample.
+
+    A recording is read by `forward`; what is longer than a window goes on by `scan`, window by window, so that memory
+    does not grow with its length.
+
+    Arguments:
+        model: The network.
+        recordings: What it is measured on.
+        quantizer: How samples become classes.
+        limit: Samples of each recording, by default all.
+        window: Samples that are read at a time.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    trunk, head = without_head(model)
+    total, count = 0.0, 0
+    for recording in recordings:
+        end = min(len(recording), limit or len(recording)) - 1
+        state = None
+        for start in range(0, end, window):
+            classes = quantizer.encode(recording.read(start, min(start + window, end) + 1)).to(device)
+            x, y = input_and_target(classes[None])
+            if end <= window:
+                hidden = trunk(x)
+            else:
+                hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state)
+            total += float(total_bits(head, hidden, y))
+            count += y.numel()
+    return total / count
+
+
+@torch.no_grad()
+def evaluate_by_step(model: Sequential, recording: Recording, quantizer: Quantizer, samples: int) -> float:
+    """The negative log-likelihood of a recording's first samples, in bits per sample, read one by one."""
+    model.eval()
+    device = next(model.parameters()).device
+    x, y = input_and_target(quantizer.encode(recording.read(0, samples + 1)).to(device)[None])
+    system, state = model.system(), model.initial_state(1)
+    total = 0.0
+    for k in range(x.shape[1]):
+        logits, state = model.step(x[:, k], state, system)
+        total += float(F.cross_entropy(logits, y[:, k]).double())
+    return total / (x.shape[1] * math.log(2))

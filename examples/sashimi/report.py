@@ -1,0 +1,73 @@
+"""One self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from jinja2 import Environment, FileSystemLoader
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from . import figures
+from .storage import Run, Trained, writing
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A clip on the page."""
+
+    title: str
+    path: Path
+
+
+def _picture(figure: Figure) -> str:
+    """A figure as the source of an image element."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_report(path: Path, run: Run, trained: Trained, result: dict[str, float], sounds: list[Sound]) -> None:
+    """Writes the page: settings, losses, likelihoods, clips to listen to, and layers before and after training.
+
+    Arguments:
+        path: Where to.
+        run: The run's folder.
+        trained: Its model.
+        result: Bits per sample on held-out audio: the baselines, and the `network`.
+        sounds: WAV files, put into the page whole.
+    """
+    settings, history = trained.settings, run.history()
+    clips = []
+    for sound in sounds:
+        samples, rate = sf.read(sound.path, dtype="float32")
+        clips.append(
+            {
+                "title": sound.title,
+                "seconds": len(samples) / rate,
+                "level": 20 * np.log10(np.sqrt(np.mean(samples**2)) + 1e-9),
+                "audio": "data:audio/wav;base64," + base64.b64encode(sound.path.read_bytes()).decode(),
+                "waveform": _picture(figures.waveform(samples, rate)),
+                "spectrogram": _picture(figures.spectrograms({sound.title: samples}, rate)),
+            }
+        )
+    taps = figures.taps(settings.model(), trained.model, settings.d_model, settings.pool, settings.sample_rate)
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = templates.get_template("report.html.jinja").render(
+        run=run.folder.name,
+        step=trained.step,
+        parameters=sum(p.numel() for p in trained.model.parameters()),
+        settings=asdict(settings),
+        result=result,
+        loss=_picture(figures.loss_curve(history, result)) if history else None,
+        clips=clips,
+        layers=[{"name": tap.name, "picture": _picture(figures.layer_portrait(tap))} for tap in taps],
+    )
+    with writing(path) as part:
+        part.write_text(page)
