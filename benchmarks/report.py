@@ -37,6 +37,19 @@ def line(row: dict[str, Any]) -> str:
     return f"{cells} {_ratio(row):>24} {_memory(row):>9}"
 
 
+def _growth(rows: list[dict[str, Any]], first: int = 1 << 12, last: int = 1 << 20) -> list[list[str]]:
+    """By how much time and memory grow from one length to another, beside the bare FFT's time."""
+    at = {(r["name"], r["contender"], r["L"]): r for r in rows}
+    found = []
+    for name in dict.fromkeys(r["name"] for r in rows):
+        ours, bare, memory = (
+            at[name, who, last][field] / at[name, who, first][field]
+            for who, field in (("ssmkit", "median"), ("bare FFT", "median"), ("ssmkit", "peak"))
+        )
+        found.append([name, f"{ours:.0f}×", f"{bare:.0f}×", f"{ours / bare:.2f}", f"{memory:.0f}×"])
+    return found
+
+
 def write(results: dict[str, Any], stem: Path) -> None:
     """Writes the tables as CSV and the picture of cost against length as SVG, for the documentation."""
     columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
@@ -56,6 +69,10 @@ def write(results: dict[str, Any], stem: Path) -> None:
     )
     if not results["lengths"]:
         return
+    with stem.with_name(f"{stem.name}-growth.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "ssmkit", "bare FFT", "ssmkit ÷ bare FFT", "peak memory"])
+        writer.writerows(_growth(results["lengths"]))
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
     for axis, field, unit in ((axes[0], "median", "seconds"), (axes[1], "peak", "bytes")):
         for kind, color in (("dplr", "C0"), ("diagonal", "C1")):
