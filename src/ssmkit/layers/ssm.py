@@ -135,10 +135,10 @@ class SSMLayer(SequenceLayer):
         if system is None:
             return self.system()
         N, H = self.d_state, self.d_model
-        if not isinstance(system, self.SYSTEM) or system.recurrence.c.shape != (self.C.shape[0], H, N):
+        if not isinstance(system, self.SYSTEM) or system.recurrence.shape != (self.C.shape[0], H, N):
             got = type(system).__name__
             if isinstance(system, (DiscreteDiagonal, DiscreteDPLR)):
-                got += f" with outputs of shape {tuple(system.recurrence.c.shape)}"
+                got += f" with outputs of shape {system.recurrence.shape}"
             raise ValueError(
                 f"{type(self).__name__}: `system` must be what this layer's `system()` returns, a "
                 f"{self.SYSTEM.__name__} with outputs of shape {(self.C.shape[0], H, N)}, got a {got}."
@@ -174,7 +174,7 @@ class SSMLayer(SequenceLayer):
             dtype: By default that of the weights, and at least float32.
 
         Returns:
-            Zeros with shape :math:`(*, H, N)`: real parts, then imaginary parts of the complex state.
+            Zeros with shape :math:`(*, H, N)`: real and imaginary parts of the complex state in turns.
 
         Raises:
             ValueError: If the layer is bidirectional.
@@ -236,8 +236,8 @@ class SSMLayer(SequenceLayer):
         x = _checks.state(name, state, (*u.shape[:-1], self.d_model, self.d_state))
         with _full_precision(u.device.type):
             v = u.to(x.dtype)
-            y, x = self._given(system).step(v, x)
-            y = (y + self.D.to(x.dtype) * v[..., None, :]).flatten(-2)
+            y, x = self._given(system).step(v, x, self.D.to(x.dtype))
+            y = y.flatten(-2)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), x
 
     def scan(

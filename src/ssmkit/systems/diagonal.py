@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .. import _checks
@@ -17,11 +16,11 @@ from .recurrence import (
     Recurrence,
     add_direct,
     add_rotation,
+    complex_form,
     group_rows,
     input_form,
     output_form,
     per_feature,
-    rotation,
     ungroup,
 )
 
@@ -105,7 +104,7 @@ class DiscreteDiagonal(NamedTuple):
     r"""A discrete system :math:`s_k = a \circ s_{k-1} + b u_k`, :math:`y_k = 2 \Re (c\, s_k)`.
 
     For H features with C outputs each; G systems serve them, feature h uses system h mod G. States are the real
-    tensors :math:`[\Re s; \Im s]`.
+    tensors :math:`[\Re s_1, \Im s_1, \dots]`.
     """
 
     a: Tensor
@@ -120,36 +119,32 @@ class DiscreteDiagonal(NamedTuple):
     def kernel(self, L: int) -> Tensor:
         r"""The impulse response :math:`K_l = 2 \Re (c\, a^l b)`, with shape :math:`(C, H, L)`."""
         weights = 2 * group_rows(self.c, len(self.a)) * self.b[:, None]
-        return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.c.dtype), len(self.c))
+        return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.b.dtype), len(self.c))
 
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
-        return self.recurrence.step(u, x)
+    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, H)`, state :math:`(*, H, N)` and direct gains (C, H) to output and the next state."""
+        return self.recurrence.step(u, x, direct)
 
     def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
-        H, dtype = u.shape[-1], self.recurrence.c.dtype
+        H, dtype = u.shape[-1], self.recurrence.b.dtype
         T = min(CHUNK, u.shape[1])
         table = powers(self.a, T + 1)
         observe = per_feature(table[:, 1:], H) * self.c[..., None, :]
         reach = table[:, :T].flip(1) * self.b[:, None]
-        # Real and imaginary parts in turns: the products of real matrices are then complex states without a copy.
         chunk = Chunk(
             add_direct(self.kernel(T), direct),
-            torch.view_as_real(2 * observe.conj().resolve_conj()).flatten(-2).to(dtype),
-            per_feature(torch.view_as_real(reach).flatten(-2).to(dtype), H),
+            output_form(observe).to(dtype),
+            per_feature(input_form(reach).to(dtype), H),
         )
 
         def advance(m: int) -> Tensor:
-            return per_feature(torch.view_as_complex(torch.view_as_real(table[:, m]).to(dtype)), H)[:, None]
+            return per_feature(table[:, m].to(dtype.to_complex()), H)[:, None]
 
         def advance_by(state: Tensor, m: int) -> Tensor:
-            s = torch.view_as_complex(state.unflatten(-1, (-1, 2)).contiguous())
-            return torch.view_as_real(s * advance(m)).flatten(-2)
+            return input_form(complex_form(state) * advance(m))
 
-        turns = rearrange(x, "b h (two n) -> b h (n two)", two=2)
-        y, turns = scan_chunks(u, turns, chunk, advance(T), advance_by)
-        return y, rearrange(turns, "b h (n two) -> b h (two n)", two=2)
+        return scan_chunks(u, x, chunk, advance(T), advance_by)
 
 
 class Diagonal(NamedTuple):
@@ -189,20 +184,13 @@ class Diagonal(NamedTuple):
         """
         if isinstance(method, str):
             method = DISCRETIZATIONS[_checks.known("Diagonal.discretize", "method", method, DISCRETIZATIONS)]
-        H, full = self.C.shape[1], torch.complex128
+        full = torch.complex128
         Lambda, B = (per_feature(v.to(full), len(dt)) for v in (self.Lambda, self.B))
         a, b = method(Lambda, B, dt.double()[:, None])
         C = self.C.to(full)
-        rank0 = torch.zeros(0, H, 2 * a.shape[-1], dtype=dtype, device=a.device)
-        same, cross = (per_feature(v, H) for v in rotation(a))
-        recurrence = Recurrence(
-            same,
-            cross,
-            rank0,
-            rank0,
-            per_feature(input_form(b), H).to(dtype),
-            output_form(C).to(dtype),
-        )
+        N = 2 * a.shape[-1]
+        p, q = (dt.new_zeros(1, *shape, dtype=torch.double) for shape in ((N, 0), (0, N)))
+        recurrence = Recurrence.of(a, p, q, input_form(b), output_form(C), dtype)
         return DiscreteDiagonal(a, b, C, recurrence)
 
     def dense(self) -> Dense:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from opt_einsum import contract
 from torch import Tensor
 
 from .dense import Dense, DiscreteDense
 from .diagonal import Diagonal
-from .recurrence import Recurrence, add_rotation, input_form, output_form, per_feature, rotation
+from .recurrence import Recurrence, add_rotation, input_form, output_form, per_feature
 
 __all__ = ["DPLR", "DiscreteDPLR"]
 
@@ -20,7 +19,8 @@ class DiscreteDPLR(NamedTuple):
     r"""A discrete system :math:`s_k = a \circ s_{k-1} - p\, 2 \Re(q\, s_{k-1}) + b u_k`, :math:`y_k = 2 \Re (c\, s_k)`.
 
     For H features with C outputs each; G systems serve them, feature h uses system h mod G. States are the real
-    tensors :math:`[\Re s; \Im s]`. A step costs O(N) per feature; kernels and scans are made from the dense real form.
+    tensors :math:`[\Re s_1, \Im s_1, \dots]`. A step costs O(N) per feature; kernels and scans are made from the dense
+    real form.
     """
 
     dense: DiscreteDense
@@ -32,9 +32,9 @@ class DiscreteDPLR(NamedTuple):
         r"""The impulse response :math:`K_l = 2 \Re (c\, \bar A^l b)`, with shape :math:`(C, H, L)`."""
         return self.dense.kernel(L)
 
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
-        return self.recurrence.step(u, x)
+    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, H)`, state :math:`(*, H, N)` and direct gains (C, H) to output and the next state."""
+        return self.recurrence.step(u, x, direct)
 
     def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
@@ -86,7 +86,7 @@ class DPLR(NamedTuple):
             >>> system.discretize(torch.tensor([2.0])).kernel(2)
             tensor([[[1., 0.]]])
         """
-        H, full = self.C.shape[1], torch.complex128
+        full = torch.complex128
         dt = dt.double()
         Lambda, P, B = (per_feature(v.to(full), len(dt)) for v in (self.Lambda, self.P, self.B))
         C = self.C.to(full)
@@ -104,16 +104,7 @@ class DPLR(NamedTuple):
 
         p, q = input_form(DP, dim=-2), output_form(Q_star)
         dense = DiscreteDense(add_rotation(-p @ q, a), input_form(b), output_form(C), dtype)
-        same, cross = (per_feature(v, H) for v in rotation(a))
-        recurrence = Recurrence(
-            same,
-            cross,
-            rearrange(per_feature(p, H).to(dtype), "h n r -> r h n"),
-            rearrange(per_feature(q, H).to(dtype), "h r n -> r h n"),
-            per_feature(dense.b, H).to(dtype),
-            dense.c.to(dtype),
-        )
-        return DiscreteDPLR(dense, recurrence)
+        return DiscreteDPLR(dense, Recurrence.of(a, p, q, dense.b, dense.c, dtype))
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix; it is dissipative when the poles are stable."""

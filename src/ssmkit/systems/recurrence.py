@@ -1,6 +1,7 @@
 r"""One step of a discrete system whose state matrix is diagonal plus low rank, in real arithmetic.
 
-A complex state :math:`s` of :math:`N/2` numbers is kept as the :math:`N` real ones :math:`x = [\Re s; \Im s]`.
+A complex state :math:`s` of :math:`N/2` numbers is kept as the :math:`N` real ones
+:math:`x = [\Re s_1, \Im s_1, \Re s_2, \Im s_2, \dots]`.
 """
 
 from __future__ import annotations
@@ -15,29 +16,28 @@ __all__ = [
     "Recurrence",
     "add_direct",
     "add_rotation",
+    "complex_form",
     "group_rows",
     "input_form",
     "output_form",
     "per_feature",
-    "rotate",
-    "rotation",
     "ungroup",
 ]
 
 
 def input_form(z: Tensor, dim: int = -1) -> Tensor:
-    """[Re z; Im z] along an axis: how a state and what is added to it are written in real numbers."""
-    return torch.cat([z.real, z.imag], dim=dim)
+    """Real and imaginary parts in turns along an axis: how a state and what is added to it are real numbers."""
+    return torch.stack([z.real, z.imag], dim=dim).flatten(dim - 1, dim)
 
 
 def output_form(z: Tensor) -> Tensor:
-    """2 [Re z, -Im z]: the row whose product with [Re s; Im s] is 2 Re(z s)."""
-    return 2 * torch.cat([z.real, -z.imag], dim=-1)
+    """2 [Re z, -Im z] in turns: the row whose product with the real form of s is 2 Re(z s)."""
+    return 2 * input_form(z.conj())
 
 
-def rotation(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients with which :func:`rotate` multiplies a real-form state by the complex diagonal `a`."""
-    return torch.cat([a.real, a.real], dim=-1), torch.cat([-a.imag, a.imag], dim=-1)
+def complex_form(x: Tensor) -> Tensor:
+    """The complex tensor of a real form, without a copy: the way back from :func:`input_form`."""
+    return torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
 
 
 def add_direct(kernel: Tensor, direct: Tensor | None) -> Tensor:
@@ -49,17 +49,11 @@ def add_direct(kernel: Tensor, direct: Tensor | None) -> Tensor:
 
 
 def add_rotation(A: Tensor, a: Tensor) -> Tensor:
-    """Adds the complex diagonal `a`, as a matrix [[Re a, -Im a], [Im a, Re a]] on real-form states, to A in place."""
-    n = a.shape[-1]
-    A.diagonal(dim1=-2, dim2=-1).add_(torch.cat([a.real, a.real], dim=-1))
-    A.diagonal(n, dim1=-2, dim2=-1).sub_(a.imag)
-    A.diagonal(-n, dim1=-2, dim2=-1).add_(a.imag)
+    """Adds the complex diagonal `a`, as blocks [[Re a, -Im a], [Im a, Re a]] on real-form states, to A in place."""
+    A.diagonal(dim1=-2, dim2=-1).add_(a.real.repeat_interleave(2, -1))
+    A[..., 0::2, 1::2].diagonal(dim1=-2, dim2=-1).sub_(a.imag)
+    A[..., 1::2, 0::2].diagonal(dim1=-2, dim2=-1).add_(a.imag)
     return A
-
-
-def rotate(same: Tensor, cross: Tensor, x: Tensor) -> Tensor:
-    """The complex product a ∘ s in real form: the real part of `a` keeps halves, the imaginary one swaps them."""
-    return torch.addcmul(same * x, cross, x.roll(x.shape[-1] // 2, -1))
 
 
 def per_feature(x: Tensor, H: int) -> Tensor:
@@ -78,32 +72,62 @@ def ungroup(rows: Tensor, C: int) -> Tensor:
 
 
 class Recurrence(NamedTuple):
-    r"""The coefficients of a step, per feature, in real form and in the working dtype, but for the poles.
+    r"""The coefficients of a step, per feature, in the working dtype.
 
-    .. math:: x \leftarrow a \circ x - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y_c = c_c \cdot x
+    .. math:: s \leftarrow a \circ s - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y = c\, (\bar A x + b\, u)
 
-    The poles are in float64, and so is their product with the state, before it is rounded to the state's dtype. A pole
-    rounded to float32 turns a little too far, or decays a little too fast, at every step alike: over k steps the error
-    grows with k. Rounding a product errs this way and that: it grows with √k.
+    The output is taken from the state before the step: its rows :math:`c \bar A` and the :math:`q_j` are then one
+    product.
+
+    A pole rounded to float32 turns a little too far, or decays a little too fast, at every step alike: over k steps the
+    error grows with k. So a pole is kept as the sum of two numbers, with the digits of float64; what is rounded is its
+    product with the state, which errs this way and that, and grows with √k.
     """
 
-    same: Tensor
-    """Real part of a, twice, float64; shape (H, N)."""
-    cross: Tensor
-    """Imaginary part of a, negative and positive, float64; shape (H, N)."""
+    pole: Tensor
+    """a, complex; shape (H, N/2)."""
+    rest: Tensor
+    """What the rounding of a has cut off, complex; shape (H, N/2)."""
     p: Tensor
     """Columns of the low-rank part; shape (r, H, N)."""
-    q: Tensor
-    """Rows of the low-rank part; shape (r, H, N)."""
+    rows: Tensor
+    """Rows q of the low-rank part, then rows c A; shape (r + C, H, N)."""
     b: Tensor
     """Input column; shape (H, N)."""
-    c: Tensor
-    """Output rows; shape (C, H, N)."""
+    direct: Tensor
+    """c b; shape (C, H)."""
 
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
-        new = rotate(self.same, self.cross, x.double()).to(x.dtype)
-        for p, q in zip(self.p, self.q, strict=True):
-            new = torch.addcmul(new, p, (q * x).sum(-1, keepdim=True), value=-1)
-        new = torch.addcmul(new, self.b, u[..., None])
-        return (self.c * new[..., None, :, :]).sum(-1), new
+    @classmethod
+    def of(cls, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Recurrence:
+        """From poles (G, N/2), columns (G, N, r), rows (G, r, N), input (G, N) and outputs (C, H, N) in float64."""
+        H = c.shape[1]
+        a, p, q, b = (per_feature(x, H) for x in (a, p, q, b))
+        observe = input_form(complex_form(c) * a.conj()) - torch.einsum("chn,hnr,hrm->chm", c, p, q)
+        pole = a.to(dtype.to_complex())
+        return cls(
+            pole,
+            (a - pole).to(pole.dtype),
+            rearrange(p, "h n r -> r h n").to(dtype),
+            torch.cat([rearrange(q, "h r n -> r h n"), observe]).to(dtype),
+            b.to(dtype),
+            (c * b).sum(-1).to(dtype),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, N)."""
+        (C, H), N = self.direct.shape, self.b.shape[-1]
+        return C, H, N
+
+    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Input (*, H), state (*, H, N) and direct gains (C, H) to output (*, C, H) and the next state."""
+        u = u[..., None, :]
+        rank = len(self.p)
+        seen = (self.rows * x[..., None, :, :]).sum(-1)
+        y = torch.addcmul(seen[..., rank:, :], self.direct if direct is None else self.direct + direct, u)
+        s = complex_form(x)
+        new = torch.view_as_real(torch.addcmul(self.pole * s, self.rest, s)).flatten(-2)
+        new = torch.addcmul(new, self.b, u.mT)
+        for j in range(rank):
+            new = torch.addcmul(new, self.p[j], seen[..., j, :, None], value=-1)
+        return y, new
