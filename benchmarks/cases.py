@@ -16,6 +16,7 @@ import ssmkit
 from measure import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from sashimi.generation import Sampling, StepEngine, prime
 from sashimi.model import sashimi
 
 
@@ -24,7 +25,7 @@ class Case:
     """One line of the table."""
 
     what: str
-    """kernel, layer, scan, step, or sashimi."""
+    """kernel, layer, scan, step, sashimi, or generation."""
     kind: str
     """dplr or diagonal."""
     backward: bool
@@ -82,6 +83,11 @@ def ours(case: Case, device: torch.device) -> Run:
     if case.what == "sashimi":
         network = sashimi(case.H, 2, d_state=case.N, layer="s4" if case.kind == "dplr" else "s4d")
         return _training_step(case, network.to(device), device)
+    if case.what == "generation":
+        engine = StepEngine(sashimi(case.H, 8, d_state=case.N).to(device))
+        streams = prime(engine.model, torch.full((16,), 128, device=device), case.B)
+        uniform = torch.rand(case.B, case.L, dtype=torch.double, device=device)
+        return lambda: engine.run(streams.logits, streams.state, uniform, Sampling())
     kind = ssmkit.S4 if case.kind == "dplr" else ssmkit.S4D
     layer = kind(case.H, case.N, device=device)
     if case.what == "kernel":
@@ -104,6 +110,9 @@ def reference(case: Case, device: torch.device, checkout: Path) -> Run:
     if case.what == "sashimi":
         network = peer.load(checkout, "models.sashimi.sashimi").Sashimi(d_model=case.H, n_layers=2, mode=mode)
         return _training_step(case, _Headed(network, case.H).to(device), device)
+    if case.what == "generation":
+        made = peer.load(checkout, "models.sashimi.sashimi").Sashimi(d_model=case.H, n_layers=8)
+        return _generation(case, _Headed(made, case.H).to(device).eval(), device)
     s4 = peer.load(checkout, "models.s4.s4")
     layer = s4.FFTConv(case.H, activation=None, transposed=False, mode=mode, d_state=case.N, init="legs").to(device)
     if case.what == "kernel":
@@ -122,8 +131,9 @@ def reference(case: Case, device: torch.device, checkout: Path) -> Run:
 class _Headed(nn.Module):
     """The reference's backbone with the embedding and the head that ours has."""
 
-    def __init__(self, backbone: nn.Module, d_model: int) -> None:
+    def __init__(self, backbone: Any, d_model: int) -> None:
         super().__init__()
+        self.backbone: Any
         self.embed, self.backbone, self.head = nn.Embedding(256, d_model), backbone, nn.Linear(d_model, 256)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,6 +141,22 @@ class _Headed(nn.Module):
         y = self.backbone(self.embed(x))
         logits: Tensor = self.head(y[0] if isinstance(y, tuple) else y)
         return logits
+
+
+def _generation(case: Case, network: _Headed, device: torch.device) -> Run:
+    """As many samples of the reference as the case is long, by its dense step, which is the one that agrees."""
+    with torch.no_grad():
+        network.backbone(torch.randn(1, 2048, case.H, device=device))
+        network.backbone.setup_rnn(mode="dense")
+
+    @torch.inference_mode()
+    def run() -> None:
+        state, sample = network.backbone.default_state(case.B), torch.full((case.B,), 128, device=device)
+        for _ in range(case.L):
+            y, state = network.backbone.step(network.embed(sample), state)
+            sample = torch.multinomial(network.head(y).softmax(-1), 1)[:, 0]
+
+    return run
 
 
 def _training_step(case: Case, network: nn.Module, device: torch.device) -> Run:
@@ -153,6 +179,7 @@ HEADLINE = [
     Case("sashimi", "dplr", True, B=1, L=16000, H=64),
     Case("sashimi", "diagonal", True, B=1, L=16000, H=64),
     *(Case("step", kind, False, B=B, L=64, H=64) for kind in ("dplr", "diagonal") for B in (1, 32)),
+    *(Case("generation", "dplr", False, B=B, L=160, H=64) for B in (1, 32)),
 ]
 """The shape of the published comparison."""
 

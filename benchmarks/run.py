@@ -67,7 +67,11 @@ def measure(config: Config, which: str) -> list[dict[str, Any]]:
         made = {name: make() for name, make in cases.contenders(case, device, peer).items()}
         times = turn_by_turn(made, config.rounds, device)
         del made
-        memory = {name: _peak(config, which, index, name) for name in times} if case.what != "step" else {}
+        memory = (
+            {name: _peak(config, which, index, name) for name in times}
+            if case.what not in ("step", "generation")
+            else {}
+        )
         for name, taken in times.items():
             row = {
                 **asdict(case),

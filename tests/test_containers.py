@@ -239,8 +239,8 @@ def test_s4block_is_the_notebooks_block():
     """LayerNorm, layer, GELU, Linear, residual; LayerNorm, Linear, GELU, Linear, residual."""
     block = S4Block(4, S4D(4, 8))
     first, second = block.layers
-    norm, ssm, act, _, linear = first.layers
-    norm2, up, act2, _, down = second.layers
+    norm, ssm, act, linear = first.layers
+    norm2, up, act2, down = second.layers
     u = torch.randn(2, 30, 4)
     v = u + linear(act(ssm(norm(u))))
     assert torch.allclose(block(u), v + down(act2(up(norm2(v)))))
@@ -254,9 +254,22 @@ def test_s4block_is_the_notebooks_block():
         nn.Linear,
     ]
     assert up.module.out_features == 8
+    dropping = S4Block(4, S4D(4, 8), dropout=0.1)
+    assert sum(isinstance(m, nn.Dropout) for m in dropping.modules()) == 2
     gated = S4Block(4, S4D(4, 8), glu=True)
     assert isinstance(gated.layers[0].layers[-1].module, nn.GLU)
     assert gated.layers[0].layers[-2].module.out_features == 8
+
+
+def test_hooks_of_positionwise_modules_run_in_every_mode():
+    linear, seen = nn.Linear(2, 2), []
+    net = Sequential(linear)
+    u = torch.randn(1, 3, 2)
+    linear.register_forward_hook(lambda module, inputs, output: output + 1)
+    linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    assert torch.allclose(net(u)[:, 0], net.step(u[:, 0], ((),))[0])
+    assert torch.equal(net(u), net.scan(u, ((),))[0])
+    assert len(seen) == 4
 
 
 def test_device_and_dtype_reach_all_parameters():

@@ -138,7 +138,7 @@ def shape(where: str, name: str, value: Tensor, expected: Sequence[int], meaning
 
 def state(where: str, value: Any, expected: Sequence[int]) -> Tensor:
     """A state tensor that this layer could have made for this batch."""
-    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(expected):
+    if not isinstance(value, Tensor) or value.shape != tuple(expected):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(
             f"{where}: `state` must have shape {tuple(expected)}, got {got}; a state belongs to one layer and "

@@ -67,8 +67,10 @@ class S4Block(Chain):
         if width is None:
             raise ValueError("S4Block: `layer` must know its output width (`d_output`).")
 
-        def drop(d: int) -> nn.Module:
-            return TiedDropout(d, dropout) if tie_dropout else nn.Dropout(dropout)
+        def drop(d: int) -> list[nn.Module]:
+            if not dropout:
+                return []
+            return [TiedDropout(d, dropout) if tie_dropout else nn.Dropout(dropout)]
 
         def norm() -> nn.Module:
             return nn.LayerNorm(d_model, device=device, dtype=dtype)
@@ -78,12 +80,12 @@ class S4Block(Chain):
 
         gate = [nn.GLU()] if glu else []
         super().__init__(
-            Residual(norm(), layer, nn.GELU(), drop(width), linear(width, d_model * (2 if glu else 1)), *gate),
+            Residual(norm(), layer, nn.GELU(), *drop(width), linear(width, d_model * (2 if glu else 1)), *gate),
             Residual(
                 norm(),
                 linear(d_model, ff * d_model),
                 nn.GELU(),
-                drop(ff * d_model),
+                *drop(ff * d_model),
                 linear(ff * d_model, d_model),
             ),
         )

@@ -2,8 +2,8 @@ r"""Containers: they thread the systems and states of their children."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast, final
+from collections.abc import Iterable, ValuesView
+from typing import Any, NoReturn, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,12 @@ class Pointwise(SequenceLayer):
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module to one sample."""
-        return self.module(u), _no_state("Pointwise", state)
+        if state != ():
+            _no_state("Pointwise", state)
+        module = cast(nn.Module, self._modules["module"])
+        # What `Module.__call__` does besides, for hooks, costs as much as the arithmetic of one sample.
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        return (module(u) if hooked else module.forward(u)), ()
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module at every position."""
@@ -257,22 +262,29 @@ class Chain(SequenceLayer):
             width = _width_after(layer, width)
         self.d_output = width
 
-    def _children(self) -> list[SequenceLayer]:
-        return cast(list[SequenceLayer], list(self.layers))
+    def _children(self) -> ValuesView[SequenceLayer]:
+        # Past `Module.__getattr__` and `ModuleList.__iter__`, which would cost a step more than its arithmetic.
+        return cast(ValuesView[SequenceLayer], self._modules["layers"]._modules.values())  # type: ignore[union-attr]
 
-    def _values(self, what: str, value: Any) -> tuple[Any, ...]:
-        """A child's share of a system or state each; None, for a system not given, to all."""
-        if value is None and what == "system":
-            return (None,) * len(self.layers)
+    def _shares(self, system: System, *states: Any) -> Iterable[tuple[Any, ...]]:
+        """Every child with its share of the system and, if there is one, of the state; no system is one for nobody."""
+        children = self._children()
+        count = len(children)
+        if system is None:
+            system = (None,) * count
         # A plain tuple: a layer's own system is a named one, which may happen to be as long.
-        if type(value) is not tuple or len(value) != len(self.layers):
-            got = f"a tuple of {len(value)}" if type(value) is tuple else f"a {type(value).__name__}"
-            maker = "initial_state(*batch_shape)" if what == "state" else "system()"
-            raise ValueError(
-                f"{type(self).__name__}: `{what}` must be a tuple of {len(self.layers)}, one per layer, got {got}; "
-                f"make it with this layer's `{maker}`."
-            )
-        return value
+        for value in (system, *states):
+            if type(value) is not tuple or len(value) != count:
+                self._refuse("system" if value is system else "state", value)
+        return zip(children, *states, system, strict=True)
+
+    def _refuse(self, what: str, value: Any) -> NoReturn:
+        got = f"a tuple of {len(value)}" if type(value) is tuple else f"a {type(value).__name__}"
+        maker = "initial_state(*batch_shape)" if what == "state" else "system()"
+        raise ValueError(
+            f"{type(self).__name__}: `{what}` must be a tuple of {len(self._children())}, one per layer, got {got}; "
+            f"make it with this layer's `{maker}`."
+        )
 
     def _combine(self, u: Tensor, y: Tensor) -> Tensor:
         """The output, from the input and what the last child gave."""
@@ -281,7 +293,7 @@ class Chain(SequenceLayer):
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Maps a whole sequence, from rest, through all children."""
         y = u
-        for layer, part in zip(self._children(), self._values("system", system), strict=True):
+        for layer, part in self._shares(system):
             y = layer(y, part)
         return self._combine(u, y)
 
@@ -297,19 +309,17 @@ class Chain(SequenceLayer):
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps one sample through all children."""
-        return self._thread(lambda layer, *values: layer.step(*values), u, state, system)
+        y, new = u, []
+        for layer, child_state, child_system in self._shares(system, state):
+            y, child_state = layer.step(y, child_state, child_system)
+            new.append(child_state)
+        return self._combine(u, y), tuple(new)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps a chunk through all children."""
-        return self._thread(lambda layer, *values: layer.scan(*values), u, state, system)
-
-    def _thread(
-        self, run: Callable[..., tuple[Tensor, State]], u: Tensor, state: State, system: System
-    ) -> tuple[Tensor, State]:
         y, new = u, []
-        values = zip(self._children(), self._values("state", state), self._values("system", system), strict=True)
-        for layer, child_state, child_system in values:
-            y, child_state = run(layer, y, child_state, child_system)
+        for layer, child_state, child_system in self._shares(system, state):
+            y, child_state = layer.scan(y, child_state, child_system)
             new.append(child_state)
         return self._combine(u, y), tuple(new)
 

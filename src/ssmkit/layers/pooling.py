@@ -247,9 +247,8 @@ class MultiRate(SequenceLayer):
         _checks.floating("MultiRate", "u", u)
         _checks.last_axis("MultiRate", "u", u, self.d_input)
         filling, emitting, phase, inner = self._parts(state, u.shape[:-1])
-        y = emitting[..., phase, :].to(u.dtype)
-        new = u.to(filling.dtype)[..., None, :]
-        filling = torch.cat([filling[..., :phase, :], new, filling[..., phase + 1 :, :]], dim=-2)
+        y = emitting.select(-2, phase).to(u.dtype)
+        filling = torch.cat([filling.narrow(-2, 1, self.pool - 1), u.to(filling.dtype).unsqueeze(-2)], dim=-2)
         phase += 1
         if phase == self.pool:
             z = self.down(filling.to(u.dtype))[..., 0, :]
@@ -262,14 +261,14 @@ class MultiRate(SequenceLayer):
         """Maps a chunk of any length; frames may be cut in two between chunks."""
         _checks.sequence("MultiRate", "u", u, self.d_input)
         filling, emitting, phase, inner = self._parts(state, u.shape[:-2])
-        samples = torch.cat([filling[..., :phase, :], u.to(filling.dtype)], dim=-2)
+        samples = torch.cat([filling[..., self.pool - phase :, :], u.to(filling.dtype)], dim=-2)
         full = samples.shape[-2] // self.pool * self.pool
         z = self.down(samples[..., :full, :].to(u.dtype))
         w, inner = self.layer.scan(z, inner, system)
         emitted = torch.cat([emitting, self.up.samples(self.up.frames(w)).to(filling.dtype)], dim=-2)
         y = emitted[..., phase : phase + u.shape[-2], :].to(u.dtype)
         rest = samples[..., full:, :]
-        filling = F.pad(rest, (0, 0, 0, self.pool - rest.shape[-2]))
+        filling = F.pad(rest, (0, 0, self.pool - rest.shape[-2], 0))
         return y, (filling, emitted[..., full:, :], rest.shape[-2], inner)
 
     def _parts(self, state: State, batch: torch.Size) -> tuple[Tensor, Tensor, int, State]:

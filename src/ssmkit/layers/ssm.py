@@ -128,20 +128,24 @@ class SSMLayer(SequenceLayer):
         """
         _checks.positive(type(self).__name__, "rate", rate)
         with _full_precision(self.C.device.type):
-            return self._discretize(self.log_dt.double().exp() * rate, at_least_float32(self.C.dtype))
+            system = self._discretize(self.log_dt.double().exp() * rate, at_least_float32(self.C.dtype))
+            if self.bidirectional:
+                return system
+            recurrence = system.recurrence
+            return system._replace(recurrence=recurrence._replace(direct=recurrence.direct + self.D))
 
     def _given(self, system: DiscreteDiagonal | DiscreteDPLR | None) -> DiscreteDiagonal | DiscreteDPLR:
         """The system to use: the one handed in, if it can be this layer's, or one made on the spot."""
         if system is None:
             return self.system()
-        N, H = self.d_state, self.d_model
-        if not isinstance(system, self.SYSTEM) or system.recurrence.shape != (self.C.shape[0], H, N):
+        shape = (self.channels * (2 if self.bidirectional else 1), self.d_model, self.d_state)
+        if not isinstance(system, self.SYSTEM) or system.recurrence.shape != shape:
             got = type(system).__name__
             if isinstance(system, (DiscreteDiagonal, DiscreteDPLR)):
                 got += f" with outputs of shape {system.recurrence.shape}"
             raise ValueError(
                 f"{type(self).__name__}: `system` must be what this layer's `system()` returns, a "
-                f"{self.SYSTEM.__name__} with outputs of shape {(self.C.shape[0], H, N)}, got a {got}."
+                f"{self.SYSTEM.__name__} with outputs of shape {shape}, got a {got}."
             )
         return system
 
@@ -229,16 +233,21 @@ class SSMLayer(SequenceLayer):
             ValueError: If the last axis of `u` is not `d_model`, if the state is of another layer or batch shape, or if
                 the layer is bidirectional.
         """
-        name = type(self).__name__
-        self._refuse_bidirectional("step")
-        _checks.floating(name, "u", u)
-        _checks.last_axis(name, "u", u, self.d_model)
-        x = _checks.state(name, state, (*u.shape[:-1], self.d_model, self.d_state))
-        with _full_precision(u.device.type):
-            v = u.to(x.dtype)
-            y, x = self._given(system).step(v, x, self.D.to(x.dtype))
-            y = y.flatten(-2)
-        return F.dropout(y.to(u.dtype), self.dropout, self.training), x
+        shape = (*u.shape[:-1], self.d_model, self.d_state)
+        fits = not self.bidirectional and u.is_floating_point() and u.shape[-1:] == shape[-2:-1]
+        if not (fits and isinstance(state, Tensor) and state.shape == shape):
+            # A step is short: what is wrong is looked for only if something is.
+            self._refuse_bidirectional("step")
+            _checks.floating(type(self).__name__, "u", u)
+            _checks.last_axis(type(self).__name__, "u", u, self.d_model)
+            state = _checks.state(type(self).__name__, state, shape)
+        if torch.is_autocast_enabled(u.device.type):
+            with torch.autocast(u.device.type, enabled=False):
+                return self.step(u, state, system)
+        dtype = state.dtype
+        y, x = self._given(system).step(u.to(dtype), state)
+        y = y.flatten(-2).to(u.dtype)
+        return (F.dropout(y, self.dropout, self.training) if self.dropout else y), x
 
     def scan(
         self, u: Tensor, state: State, system: DiscreteDiagonal | DiscreteDPLR | None = None

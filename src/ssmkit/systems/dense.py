@@ -126,12 +126,11 @@ class DiscreteDense(NamedTuple):
         rows = krylov(self.A, self.b, group_rows(self.c, len(self.A)), L, dtype=self.dtype)
         return ungroup(rows, len(self.c))
 
-    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)`, state :math:`(*, H, N)` and direct gains (C, H) to output and the next state."""
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         A, b = (per_feature(v, u.shape[-1]).to(x.dtype) for v in (self.A, self.b))
         new = (A @ x[..., None])[..., 0] + b * u[..., None]
-        y = (self.c.to(x.dtype) * new[..., None, :, :]).sum(-1)
-        return (y if direct is None else y + direct * u[..., None, :]), new
+        return (self.c.to(x.dtype) * new[..., None, :, :]).sum(-1), new
 
     def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""

@@ -119,15 +119,15 @@ class DiscreteDiagonal(NamedTuple):
     def kernel(self, L: int) -> Tensor:
         r"""The impulse response :math:`K_l = 2 \Re (c\, a^l b)`, with shape :math:`(C, H, L)`."""
         weights = 2 * group_rows(self.c, len(self.a)) * self.b[:, None]
-        return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.b.dtype), len(self.c))
+        return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.direct.dtype), len(self.c))
 
-    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)`, state :math:`(*, H, N)` and direct gains (C, H) to output and the next state."""
-        return self.recurrence.step(u, x, direct)
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
+        return self.recurrence.step(u, x)
 
     def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
-        H, dtype = u.shape[-1], self.recurrence.b.dtype
+        H, dtype = u.shape[-1], self.recurrence.direct.dtype
         T = min(CHUNK, u.shape[1])
         table = powers(self.a, T + 1)
         observe = per_feature(table[:, 1:], H) * self.c[..., None, :]

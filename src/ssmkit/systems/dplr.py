@@ -32,9 +32,9 @@ class DiscreteDPLR(NamedTuple):
         r"""The impulse response :math:`K_l = 2 \Re (c\, \bar A^l b)`, with shape :math:`(C, H, L)`."""
         return self.dense.kernel(L)
 
-    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)`, state :math:`(*, H, N)` and direct gains (C, H) to output and the next state."""
-        return self.recurrence.step(u, x, direct)
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
+        return self.recurrence.step(u, x)
 
     def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""

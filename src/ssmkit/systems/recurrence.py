@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+_MATRICES = 4
+"""Streams from which matrix products cost a step less than products and sums."""
+
+
 def input_form(z: Tensor, dim: int = -1) -> Tensor:
     """Real and imaginary parts in turns along an axis: how a state and what is added to it are real numbers."""
     return torch.stack([z.real, z.imag], dim=dim).flatten(dim - 1, dim)
@@ -37,7 +41,7 @@ def output_form(z: Tensor) -> Tensor:
 
 def complex_form(x: Tensor) -> Tensor:
     """The complex tensor of a real form, without a copy: the way back from :func:`input_form`."""
-    return torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
 
 
 def add_direct(kernel: Tensor, direct: Tensor | None) -> Tensor:
@@ -72,7 +76,7 @@ def ungroup(rows: Tensor, C: int) -> Tensor:
 
 
 class Recurrence(NamedTuple):
-    r"""The coefficients of a step, per feature, in the working dtype.
+    r"""The coefficients of a step, per feature, in the working dtype but for the poles.
 
     .. math:: s \leftarrow a \circ s - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y = c\, (\bar A x + b\, u)
 
@@ -80,22 +84,19 @@ class Recurrence(NamedTuple):
     product.
 
     A pole rounded to float32 turns a little too far, or decays a little too fast, at every step alike: over k steps the
-    error grows with k. So a pole is kept as the sum of two numbers, with the digits of float64; what is rounded is its
-    product with the state, which errs this way and that, and grows with √k.
+    error grows with k. So the poles are in complex128, and so is their product with the state, before it is rounded:
+    that errs this way and that, and grows with √k. (A second float32 number with the digits that rounding cuts off does
+    not do: its product with the state is below the rounding of the first one's, and is lost.)
     """
 
-    pole: Tensor
-    """a, complex; shape (H, N/2)."""
-    rest: Tensor
-    """What the rounding of a has cut off, complex; shape (H, N/2)."""
-    p: Tensor
-    """Columns of the low-rank part; shape (r, H, N)."""
+    a: Tensor
+    """Poles, complex128; shape (H, N/2)."""
     rows: Tensor
-    """Rows q of the low-rank part, then rows c A; shape (r + C, H, N)."""
-    b: Tensor
-    """Input column; shape (H, N)."""
+    """Rows c A, then rows q of the low-rank part; shape (C + r, H, N)."""
+    columns: Tensor
+    """Input column b, then columns -p of the low-rank part; shape (1 + r, H, N)."""
     direct: Tensor
-    """c b; shape (C, H)."""
+    """c b, and the direct gains of a layer; shape (C, H)."""
 
     @classmethod
     def of(cls, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Recurrence:
@@ -103,31 +104,36 @@ class Recurrence(NamedTuple):
         H = c.shape[1]
         a, p, q, b = (per_feature(x, H) for x in (a, p, q, b))
         observe = input_form(complex_form(c) * a.conj()) - torch.einsum("chn,hnr,hrm->chm", c, p, q)
-        pole = a.to(dtype.to_complex())
         return cls(
-            pole,
-            (a - pole).to(pole.dtype),
-            rearrange(p, "h n r -> r h n").to(dtype),
-            torch.cat([rearrange(q, "h r n -> r h n"), observe]).to(dtype),
-            b.to(dtype),
+            a,
+            torch.cat([observe, rearrange(q, "h r n -> r h n")]).to(dtype),
+            torch.cat([b[None], -rearrange(p, "h n r -> r h n")]).to(dtype),
             (c * b).sum(-1).to(dtype),
         )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, N)."""
-        (C, H), N = self.direct.shape, self.b.shape[-1]
+        (C, H), N = self.direct.shape, self.columns.shape[-1]
         return C, H, N
 
-    def step(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input (*, H), state (*, H, N) and direct gains (C, H) to output (*, C, H) and the next state."""
-        u = u[..., None, :]
-        rank = len(self.p)
-        seen = (self.rows * x[..., None, :, :]).sum(-1)
-        y = torch.addcmul(seen[..., rank:, :], self.direct if direct is None else self.direct + direct, u)
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
+        if x.ndim != 3:
+            y, new = self.step(u.reshape(-1, u.shape[-1]), x.reshape(-1, *x.shape[-2:]))
+            return y.reshape(*u.shape[:-1], *y.shape[-2:]), new.reshape(x.shape)
         s = complex_form(x)
-        new = torch.view_as_real(torch.addcmul(self.pole * s, self.rest, s)).flatten(-2)
-        new = torch.addcmul(new, self.b, u.mT)
-        for j in range(rank):
-            new = torch.addcmul(new, self.p[j], seen[..., j, :, None], value=-1)
-        return y, new
+        turned = torch.view_as_real((self.a * s).to(s.dtype)).flatten(-2)
+        outputs = len(self.direct)
+        if len(x) < _MATRICES:
+            seen = (self.rows * x.unsqueeze(-3)).sum(-1)
+            new = torch.addcmul(turned, self.columns[0], u.unsqueeze(-1))
+            for j in range(1, len(self.columns)):
+                new = torch.addcmul(new, self.columns[j], seen.select(-2, outputs + j - 1).unsqueeze(-1))
+            return torch.addcmul(seen.narrow(-2, 0, outputs), self.direct, u.unsqueeze(-2)), new
+        # Features outside: the state that goes on is a transposed view, and the next step has it as it needs it.
+        per_row = torch.bmm(x.transpose(0, 1), self.rows.permute(1, 2, 0))
+        added = torch.cat([u.T.unsqueeze(-1), per_row.narrow(-1, outputs, len(self.columns) - 1)], dim=-1)
+        new = torch.baddbmm(turned.transpose(0, 1), added, self.columns.transpose(0, 1))
+        y = torch.addcmul(per_row.narrow(-1, 0, outputs).permute(1, 2, 0), self.direct, u.unsqueeze(-2))
+        return y, new.transpose(0, 1)
