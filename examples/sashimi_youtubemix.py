@@ -32,7 +32,7 @@ from sashimi.generation import Sampling, StepEngine, Streams, generate, load_str
 from sashimi.overfitting import LENGTH, Epoch, overfit
 from sashimi.problems import Problem
 from sashimi.report import Sound, write_report
-from sashimi.storage import MODEL, Run, Trained, load_model, write_text
+from sashimi.storage import MODEL, Run, Trained, load_model, make_folder, write_text
 from sashimi.training import Trainer, join_world, train
 
 EMBEDDED = Path(__file__).parent / "data" / "piano"
@@ -276,12 +276,12 @@ def run_generate(args: Generate) -> None:
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(sf.SoundFile(p, "w", settings.sample_rate, 1, "PCM_16")) for p in paths]
-        except (sf.LibsndfileError, OSError, TypeError) as error:
+        except (sf.LibsndfileError, OSError, TypeError, ValueError) as error:
             raise Problem(f"{args.out} cannot be written ({error}); give another --out.") from error
-        for file in files:
-            file.write(quantizer.decode(prompt).numpy())
         progress = stack.enter_context(bar(batch * length, "generating"))
         try:
+            for file in files:
+                file.write(quantizer.decode(prompt).numpy())
             for classes, nll in generate(StepEngine(trained.model), streams, length, sampling):
                 for file, row in zip(files, quantizer.decode(classes.cpu()).numpy(), strict=True):
                     file.write(row)
@@ -290,6 +290,8 @@ def run_generate(args: Generate) -> None:
                 progress.update(classes.numel())
         except KeyboardInterrupt:
             stopped = True
+        except (sf.LibsndfileError, OSError) as error:
+            raise Problem(f"{args.out} cannot be written on ({error}); what there is stays.") from error
     torch.set_num_threads(threads)
     save_streams(args.out.with_suffix(".state"), streams, trained.model)
     for path, total in zip(paths, bits.tolist(), strict=True):
@@ -303,7 +305,7 @@ def run_overfit(args: Overfit) -> None:
     """Overfits one clip, prints each step and draws the loss."""
     clip = open_split(args.data or EMBEDDED, 16000).training[0]
     device = device_of(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     print(f"overfitting {clip.path.name}: {min(LENGTH, len(clip) - 1):,} samples in one step, {device}")
 
     def report(epoch: int, result: Epoch) -> None:

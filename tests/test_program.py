@@ -373,6 +373,8 @@ def _snapshot(folder):
         (["evaluate", "--model", "data/a.wav"], r"a.wav cannot be read as safetensors"),
         (["generate", "--model", "run", "--out", "nowhere/x.wav"], r"nowhere/x.wav cannot be written"),
         (["generate", "--model", "run", "--out", "data"], r"data cannot be written"),
+        (["generate", "--model", "run", "--out", "x.txt"], r"x.txt cannot be written"),
+        (["overfit", "--data", "data", "--out", "data/a.wav"], r"a.wav cannot be made"),
         (["generate", "--model", "run", "--prime", "data/none.wav"], r"none.wav cannot be read as audio"),
         (["generate", "--model", "run", "--prime", "odd.wav"], r"odd.wav has 8000 Hz and the model 16000 Hz"),
         (["generate", "--model", "run", "--prime", "empty.wav"], r"empty.wav holds 0 samples"),

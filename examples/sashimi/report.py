@@ -54,7 +54,7 @@ def write_report(path: Path, run: Run, trained: Trained, result: dict[str, float
                 "level": 20 * np.log10(np.sqrt(np.mean(samples**2)) + 1e-9),
                 "audio": "data:audio/wav;base64," + base64.b64encode(sound.path.read_bytes()).decode(),
                 "waveform": _picture(figures.waveform(samples, rate)),
-                "spectrogram": _picture(figures.spectrograms({sound.title: samples}, rate)),
+                "spectrogram": _picture(figures.spectrograms({"": samples}, rate)),
             }
         )
     taps = figures.taps(settings.model(), trained.model, settings.d_model, settings.pool, settings.sample_rate)

@@ -46,6 +46,18 @@ def writing(path: Path) -> Iterator[Path]:
         raise Problem(f"{path} cannot be written ({reason}); what was there before is untouched.") from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, if it is not there.
+
+    Raises:
+        Problem: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"{path} cannot be made ({error.strerror}); give another --out.") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with writing(path) as part:
@@ -56,6 +68,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> No
     """Writes a safetensors file, whole or not at all."""
     with writing(path) as part:
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, part, metadata)
+        part.chmod(0o644)  # safetensors makes files that nobody else can read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -172,10 +185,7 @@ class Run:
                 )
         elif self.folder.exists() and self.state is not None:
             raise Problem(f"{self.folder} holds a checkpoint without its {CONFIG}; give another --out.")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Problem(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
+        make_folder(self.folder)
 
     def begin(self, settings: Settings, step: int) -> None:
         """Writes the settings, and drops what was logged after a step: the run goes on from there."""
