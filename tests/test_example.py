@@ -394,7 +394,8 @@ def test_model_files_hold_all_that_is_needed(tmp_path):
     net = settings().model()
     with torch.no_grad():
         net.layers[0].module.weight.add_(1)
-    storage.save_model(tmp_path / "m.safetensors", net.state_dict(), settings(), 12)
+    storage.save_model(tmp_path / "m.safetensors", net.state_dict(), settings(data=tmp_path), 12)
+    assert str(tmp_path).encode() not in (tmp_path / "m.safetensors").read_bytes()
     trained = storage.load_model(tmp_path / "m.safetensors")
     assert (trained.step, trained.settings) == (12, settings())
     x = torch.randint(256, (1, 20))

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssmkit import Sequential
 
-from .config import Settings, from_json, to_json
+from .config import Settings, from_json, read, to_json
 from .problems import Problem
 
 MODEL, CONFIG, LOG, STATE = "model.safetensors", "config.json", "log.jsonl", "state.json"
@@ -109,13 +109,14 @@ class Trained:
 
 
 def save_model(path: Path, weights: dict[str, Tensor], settings: Settings, step: int) -> None:
-    """Writes weights with all that is needed to use them."""
+    """Writes weights with all that is needed to use them, and nothing of the machine: not where the audio was."""
     # One entry: safetensors writes several in any order, and the same run should write the same file.
-    write_tensors(path, weights, sashimi=json.dumps({"step": step, "settings": to_json(settings)}))
+    card = json.dumps({"step": step, "settings": to_json(replace(settings, data=None))})
+    write_tensors(path, weights, sashimi=card)
 
 
 def load_model(path: Path) -> Trained:
-    """Reads a model file, or that of a run's folder.
+    """Reads a model file, or that of a run's folder, which also says what audio it was trained on.
 
     Raises:
         Problem: If there is none, or it is not one of this program.
@@ -134,6 +135,8 @@ def load_model(path: Path) -> Trained:
     settings = from_json(text, file)
     model = settings.model()
     load_into(model, weights, file)
+    if path.is_dir() and (path / CONFIG).is_file():
+        settings = replace(settings, data=read(path / CONFIG).data)
     return Trained(model.eval(), settings, step)
 
 
