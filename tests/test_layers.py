@@ -270,3 +270,30 @@ def test_discretisation_names():
         S4(4, discretization="zoh")
     with pytest.raises(ValueError, match="S4D: unknown `discretization` 'bilinar'.*Did you mean 'bilinear'"):
         S4D(4, discretization="bilinar")
+
+
+@pytest.mark.parametrize("option", [{}, {"channels": 3}, {"n_ssm": 2, "tie_dt": True}])
+@pytest.mark.parametrize("cls", [S4, S4D])
+def test_a_stream_does_not_see_how_many_run_beside_it(cls, option):
+    """Few streams step by products and sums, many by matrix products: states, outputs and gradients are the same."""
+    layer = cls(4, 8, **option).double()
+    system = layer.system()
+    u = torch.randn(3, 2, 4, 4, dtype=torch.double)
+
+    def run(batch):
+        state, out = layer.initial_state(*batch[0].shape[:-1]), []
+        for sample in batch:
+            y, state = layer.step(sample, state, system)
+            out.append(y)
+        return torch.stack(out), state
+
+    y, state = run(u)
+    (loss_gradient,) = torch.autograd.grad(y.square().sum(), layer.log_dt, retain_graph=True)
+    single = [[run(u[:, i, j]) for j in range(4)] for i in range(2)]
+    for i, row in enumerate(single):
+        for j, (alone, end) in enumerate(row):
+            assert torch.allclose(y[:, i, j], alone)
+            assert torch.allclose(state[i, j], end)
+    total = sum(alone.square().sum() for row in single for alone, _ in row)
+    (expected,) = torch.autograd.grad(total, layer.log_dt)
+    assert torch.allclose(loss_gradient, expected)
