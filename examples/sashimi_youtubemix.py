@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, arg, subcommand
 
 from sashimi import config, figures
-from sashimi.audio import Split, open_recording, open_split, write_wav
+from sashimi.audio import Split, WavWriter, open_recording, open_split, write_wav
 from sashimi.baselines import count_baselines
 from sashimi.config import Settings
 from sashimi.evaluation import evaluate, evaluate_by_step
@@ -104,7 +104,7 @@ class Generate:
     prime_seconds: float | None = None
     """How much of that file, by default all of it."""
     resume: Path | None = None
-    """State file of an earlier generation to go on from: it lies beside its WAV file."""
+    """State file of an earlier generation to go on from: it lies beside its WAV file. Its batch and its draw go on."""
     device: str = DEVICE
     """Where to compute."""
 
@@ -274,24 +274,19 @@ def run_generate(args: Generate) -> None:
         torch.set_num_threads(1)  # a step of one stream is too small to be worth sharing
     bits, done, stopped = torch.zeros(batch, dtype=torch.double), 0, False
     with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(sf.SoundFile(p, "w", settings.sample_rate, 1, "PCM_16")) for p in paths]
-        except (sf.LibsndfileError, OSError, TypeError, ValueError) as error:
-            raise Problem(f"{args.out} cannot be written ({error}); give another --out.") from error
+        files = [stack.enter_context(WavWriter(path, settings.sample_rate)) for path in paths]
         progress = stack.enter_context(bar(batch * length, "generating"))
         try:
             for file in files:
-                file.write(quantizer.decode(prompt).numpy())
+                file.write(quantizer.decode(prompt))
             for classes, nll in generate(StepEngine(trained.model), streams, length, sampling):
-                for file, row in zip(files, quantizer.decode(classes.cpu()).numpy(), strict=True):
+                for file, row in zip(files, quantizer.decode(classes.cpu()), strict=True):
                     file.write(row)
                 bits += nll.double().sum(1).cpu()
                 done += classes.shape[1]
                 progress.update(classes.numel())
         except KeyboardInterrupt:
             stopped = True
-        except (sf.LibsndfileError, OSError) as error:
-            raise Problem(f"{args.out} cannot be written on ({error}); what there is stays.") from error
     torch.set_num_threads(threads)
     save_streams(args.out.with_suffix(".state"), streams, trained.model)
     for path, total in zip(paths, bits.tolist(), strict=True):

@@ -131,6 +131,18 @@ def test_stereo_is_averaged(tmp_path):
     assert torch.allclose(audio.open_recording(tmp_path / "a.wav").read(), torch.tensor(0.2))
 
 
+def test_a_wav_file_is_whole_after_every_write(tmp_path):
+    samples = torch.linspace(-1, 1, 1000)
+    with audio.WavWriter(tmp_path / "a.wav", 8000) as file:
+        for part in samples.split(300):
+            file.write(part)
+            found, rate = sf.read(tmp_path / "a.wav", dtype="float32")
+            assert rate == 8000
+            assert np.abs(found - samples.numpy()[: len(found)]).max() < 1e-4
+    assert len(found) == 1000
+    assert sf.info(tmp_path / "a.wav").subtype == "PCM_16"
+
+
 def test_a_damaged_file_is_named(tmp_path):
     write(tmp_path / "a.flac", 2)
     recording = audio.open_recording(tmp_path / "a.flac")

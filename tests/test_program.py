@@ -158,8 +158,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, trained, ema):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 6 <= killed.state["step"] < 60
+    (tmp_path / "killed/.checkpoint-00000099.safetensors.part").write_text("half a checkpoint")
     done = run(*arguments, "--out", "killed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "killed") == names(tmp_path / "whole")
     assert "going on after step" in done.stdout
     losses = [[line["bits"] for line in storage.Run(tmp_path / name).history()] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
@@ -238,6 +240,8 @@ def test_control_c_keeps_what_there_is(trained, tmp_path):
         if (tmp_path / "long.wav").exists() and (tmp_path / "long.wav").stat().st_size > 5000:
             break
         time.sleep(0.05)
+    # What is there can be played while it grows.
+    assert sf.info(tmp_path / "long.wav").frames > 2000
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

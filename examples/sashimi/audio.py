@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -247,6 +249,48 @@ class Excerpts:
         return x, y
 
 
+class WavWriter:
+    """A 16-bit mono WAV file that grows: it can be played, and is whole, after every write.
+
+    Raises:
+        Problem: If it cannot be written.
+    """
+
+    def __init__(self, path: Path, sample_rate: int) -> None:
+        if path.suffix.lower() != ".wav":
+            raise Problem(f"{path} cannot be written: what is generated is a WAV file, so let --out end in .wav.")
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise Problem(f"{path} cannot be written ({error.strerror}); give another --out.") from error
+        # Not soundfile: it brings the length in the header up to date when the file is closed, and not before.
+        self._wave = wave.open(self._file)  # noqa: SIM115
+        self._wave.setparams((1, 2, sample_rate, 0, "NONE", ""))
+        self.path = path
+
+    def write(self, samples: Tensor) -> None:
+        """Adds samples in [-1, 1].
+
+        Raises:
+            Problem: If the disk is full; what was written before stays.
+        """
+        try:
+            self._wave.writeframes((samples.double() * 32767).round().to(torch.int16).numpy().astype("<i2").tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise Problem(f"{self.path} cannot be written on ({error.strerror}); what there is stays.") from error
+
+    def __enter__(self) -> WavWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._wave.close()
+        with suppress(OSError):
+            self._file.close()
+
+
 def write_wav(path: Path, samples: Tensor, sample_rate: int) -> None:
     """Writes samples in [-1, 1] as a 16-bit WAV file."""
-    sf.write(path, samples.numpy(), sample_rate, subtype="PCM_16")
+    with WavWriter(path, sample_rate) as file:
+        file.write(samples)

@@ -191,7 +191,12 @@ class Run:
         make_folder(self.folder)
 
     def begin(self, settings: Settings, step: int) -> None:
-        """Writes the settings, and drops what was logged after a step: the run goes on from there."""
+        """Writes the settings, and drops what a crash left behind after a step: the run goes on from there."""
+        if (self.folder / CONFIG).exists():  # else whatever lies here is not ours
+            current = (self.state or {}).get("checkpoint")
+            for path in (*self.folder.glob(".*.part"), *self.folder.glob("checkpoint-*.safetensors")):
+                if path.name != current:
+                    path.unlink()
         write_text(self.folder / CONFIG, to_json(settings))
         kept = [line for line in self.history() if line["step"] <= step]
         write_text(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in kept))
