@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -242,16 +243,13 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
         return load_streams(args.resume, trained.model), torch.zeros(0, dtype=torch.long)
     prompt = prompt_of(args, trained)
     device = next(trained.model.parameters()).device
-    quiet = torch.full((sum_of_pools(trained.settings),), trained.settings.quantizer.silence)
+    quiet = torch.full((frame_of(trained.settings),), trained.settings.quantizer.silence)
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
 
 
-def sum_of_pools(settings: Settings) -> int:
+def frame_of(settings: Settings) -> int:
     """Samples of a frame of the slowest tier."""
-    frame = 1
-    for factor in settings.pool:
-        frame *= factor
-    return frame
+    return math.prod(settings.pool)
 
 
 def run_generate(args: Generate) -> None:
@@ -314,16 +312,23 @@ def run_overfit(args: Overfit) -> None:
 
 def run_report(args: Report) -> None:
     """Lets the run's model play, if it has not yet, and writes the page."""
+    if not args.run.is_dir():
+        raise Problem(f"{args.run} is not the folder of a run; train one first.")
     trained, run = load_model(args.run), Run(args.run)
     settings = trained.settings
-    if not (args.run / RESULT).is_file():
+    written = (args.run / MODEL).stat().st_mtime
+
+    def stale(path: Path) -> bool:
+        """Whether a file is older than the model, or not there."""
+        return not path.is_file() or path.stat().st_mtime < written
+
+    if stale(args.run / RESULT):
         run_evaluate(Evaluate(args.run, device=args.device))
     result = json.loads((args.run / RESULT).read_text())
     first = recordings(settings).held_out[0]
     prompt, length = min(2.0, len(first) / settings.sample_rate / 2), args.seconds
     names = {name: args.run / f"{name}.wav" for name in ("real", "primed", "unprimed")}
-    written = (args.run / MODEL).stat().st_mtime
-    if any(not path.is_file() or path.stat().st_mtime < written for path in names.values()):
+    if any(stale(path) for path in names.values()):
         quantizer = settings.quantizer
         head = first.read(0, round((prompt + length) * settings.sample_rate))
         write_wav(names["real"], quantizer.decode(quantizer.encode(head)), settings.sample_rate)
@@ -340,7 +345,8 @@ def run_report(args: Report) -> None:
     write_report(page, run, trained, result, sounds)
     clips = {sound.title: sf.read(sound.path, dtype="float32")[0] for sound in sounds}
     figures.save(figures.spectrograms(clips, settings.sample_rate), page.with_name("spectrograms.png"))
-    figures.save(figures.loss_curve(run.history(), result), page.with_name("loss.png"))
+    if history := run.history():
+        figures.save(figures.loss_curve(history, result), page.with_name("loss.png"))
     print(f"{page}")
 
 

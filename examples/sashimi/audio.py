@@ -145,6 +145,8 @@ def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
     Raises:
         Problem: If the folder is missing or holds no audio, or if a file is not audio.
     """
+    if sample_rate < 1:
+        raise Problem(f"--sample-rate must be at least 1, not {sample_rate}.")
     if not folder.is_dir():
         raise Problem(f"{folder} is not a folder; give the folder that holds the audio files.")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -89,6 +89,26 @@ def rate(settings: Settings, step: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))
 
 
+def _check(settings: Settings, world: World) -> None:
+    for name in ("steps", "batch", "accumulate", "excerpt"):
+        if getattr(settings, name) < 1:
+            raise Problem(f"--{name} must be at least 1, not {getattr(settings, name)}.")
+    if not 0 <= settings.ema < 1:
+        raise Problem(f"--ema must be at least 0 and below 1, not {settings.ema}.")
+    if not 0 <= settings.warmup <= 1:
+        raise Problem(f"--warmup must be at least 0 and at most 1, not {settings.warmup}.")
+    if not settings.clip > 0:
+        raise Problem(f"--clip must be above 0, not {settings.clip}.")
+    parts = world.size * settings.accumulate
+    if settings.batch % parts:
+        raise Problem(
+            f"a batch of {settings.batch} cannot be shared by {world.size} processes in {settings.accumulate} "
+            f"parts each; give a multiple of {parts} as --batch."
+        )
+    if settings.bf16 and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise Problem("this GPU has no bfloat16; leave --bf16 out.")
+
+
 class Trainer:
     """A network in training: weights, averaged weights, optimiser.
 
@@ -98,30 +118,22 @@ class Trainer:
         world: The processes that share the run.
 
     Raises:
-        Problem: If the batch cannot be shared out, or no recording is long enough.
+        Problem: If the settings do not make sense, or no recording is long enough.
     """
 
     def __init__(self, settings: Settings, split: Split, world: World) -> None:
-        parts = world.size * settings.accumulate
-        if settings.batch % parts:
-            raise Problem(
-                f"a batch of {settings.batch} cannot be shared by {world.size} processes in {settings.accumulate} "
-                f"parts each; give a multiple of {parts} as --batch."
-            )
-        if settings.bf16 and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise Problem("this GPU has no bfloat16; leave --bf16 out.")
-        if not 0 <= settings.ema < 1:
-            raise Problem(f"--ema must be at least 0 and below 1, not {settings.ema}.")
-        for name in ("steps", "batch", "accumulate", "excerpt"):
-            if getattr(settings, name) < 1:
-                raise Problem(f"--{name} must be at least 1, not {getattr(settings, name)}.")
+        _check(settings, world)
         self.settings, self.split, self.world = settings, split, world
         self.excerpts = Excerpts(split.training, settings.quantizer, settings.excerpt, settings.seed, pad=settings.pad)
-        self.model = settings.model().to(world.device)
+        try:
+            self.model = settings.model().to(world.device)
+            groups = param_groups(self.model, settings.lr, settings.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups)
+        except (ValueError, TypeError) as error:
+            raise Problem(f"these settings do not make a network that can be trained: {error}") from error
         self.average = None
         if settings.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.optimizer = torch.optim.AdamW(param_groups(self.model, settings.lr, settings.weight_decay))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
