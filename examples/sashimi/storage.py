@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ssmkit import Sequential
@@ -39,11 +39,10 @@ def writing(path: Path) -> Iterator[Path]:
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise Problem(f"{path} cannot be written ({reason}); what was there before is untouched.") from error
+        raise Problem(f"{path} cannot be written ({error.strerror}); what was there before is untouched.") from error
 
 
 def make_folder(path: Path) -> None:
@@ -67,8 +66,8 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
     """Writes a safetensors file, whole or not at all."""
     with writing(path) as part:
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, part, metadata)
-        part.chmod(0o644)  # safetensors makes files that nobody else can read
+        # Not `save_file`: it writes to a temporary file of its own, which would stay behind after a kill.
+        part.write_bytes(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
