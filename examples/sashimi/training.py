@@ -263,6 +263,7 @@ def train(
                     line["held_out"] = evaluate(trainer.best, trainer.split.held_out[:1], settings.quantizer, seconds)
                 run.log(**line)
                 if save:
-                    run.save(step + 1, trainer.tensors())
+                    # The model first: a run killed in between has it, and writes it again.
                     save_model(run.folder / MODEL, trainer.best.state_dict(), settings, step + 1)
+                    run.save(step + 1, trainer.tensors())
             report(step + 1, loss)
