@@ -54,6 +54,11 @@ def _blocks(u: Tensor, n: int) -> Iterator[tuple[slice, list[slice]]]:
         yield slice(h, h + features), [slice(b, b + rows) for b in range(0, batch, rows)]
 
 
+def _by_feature(x: Tensor) -> Tensor:
+    """(rows, L, F) to (rows, F, L); a single row in two steps, since torch transposes whole matrices in tiles."""
+    return x[0].contiguous().T.contiguous()[None] if len(x) == 1 else x.mT
+
+
 def _sum(x: Tensor, dim: int) -> Tensor:
     """The sum along an axis; one of length one costs torch two passes otherwise."""
     return x.squeeze(dim) if x.shape[dim] == 1 else x.sum(dim)
@@ -72,7 +77,7 @@ class _Conv(torch.autograd.Function):
         for h, batches in _blocks(u, n):
             kf = torch.fft.rfft(k[:, h], n=n)
             for b in batches:
-                uf = torch.fft.rfft(u[b, :, h].mT, n=n)[:, None]
+                uf = torch.fft.rfft(_by_feature(u[b, :, h]), n=n)[:, None]
                 y[b, :, :, h] = torch.fft.irfft(uf * kf, n=n)[..., :L].movedim(-1, 1)
         return y
 
@@ -94,7 +99,7 @@ class _Conv(torch.autograd.Function):
             for b in batches:
                 gf = torch.fft.rfft(grad[b, :, :, h].movedim(1, -1), n=n)
                 if need_k:
-                    uf = torch.fft.rfft(u[b, :, h].mT, n=n)[:, None]
+                    uf = torch.fft.rfft(_by_feature(u[b, :, h]), n=n)[:, None]
                     part = _sum(gf * uf.conj(), 0)
                     total = part if total is None else total + part
                 if du is not None:
