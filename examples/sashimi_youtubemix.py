@@ -181,10 +181,11 @@ def run_train(args: Train) -> None:
 
         def begin(step: int) -> None:
             nonlocal progress
-            if step and world.first:
+            if not world.first:
+                return
+            if step:
                 print(f"going on after step {step:,} of {settings.steps:,}")
-            if world.first:
-                progress = stack.enter_context(bar(settings.steps * size, "training", step * size))
+            progress = stack.enter_context(bar(settings.steps * size, "training", step * size))
 
         def report(step: int, loss: float) -> None:
             if progress is not None:
@@ -218,12 +219,11 @@ def run_evaluate(args: Evaluate) -> None:
         write_text(args.model / RESULT, json.dumps(result) + "\n")
 
 
-def prompt_of(args: Generate, trained: Trained) -> torch.Tensor:
-    """The classes of the file to go on from."""
-    settings = trained.settings
-    recording = open_recording(args.prime) if args.prime is not None else None
-    if recording is None:
+def prompt_of(args: Generate, settings: Settings) -> torch.Tensor:
+    """The classes of the file to go on from; none without a file."""
+    if args.prime is None:
         return torch.zeros(0, dtype=torch.long)
+    recording = open_recording(args.prime)
     if recording.sample_rate != settings.sample_rate:
         raise Problem(
             f"{args.prime} has {recording.sample_rate} Hz and the model {settings.sample_rate} Hz; resample the file."
@@ -241,15 +241,12 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
         if args.prime is not None:
             raise Problem("--resume goes on where a generation ended, --prime begins with a file; give one of them.")
         return load_streams(args.resume, trained.model), torch.zeros(0, dtype=torch.long)
-    prompt = prompt_of(args, trained)
+    settings = trained.settings
+    prompt = prompt_of(args, settings)
     device = next(trained.model.parameters()).device
-    quiet = torch.full((frame_of(trained.settings),), trained.settings.quantizer.silence)
+    # Silence for a frame of the slowest tier: something has to be heard before the first sample is drawn.
+    quiet = torch.full((math.prod(settings.pool),), settings.quantizer.silence)
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
-
-
-def frame_of(settings: Settings) -> int:
-    """Samples of a frame of the slowest tier."""
-    return math.prod(settings.pool)
 
 
 def run_generate(args: Generate) -> None:

@@ -58,6 +58,7 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     trunk, head = without_head(model)
+    system = trunk.system()
     total, count = 0.0, 0
     for recording in recordings:
         end = min(len(recording), limit or len(recording)) - 1
@@ -66,9 +67,9 @@ def evaluate(
             classes = quantizer.encode(recording.read(start, min(start + window, end) + 1)).to(device)
             x, y = input_and_target(classes[None])
             if end <= window:
-                hidden = trunk(x)
+                hidden = trunk(x, system)
             else:
-                hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state)
+                hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
             total += float(total_bits(head, hidden, y))
             count += y.numel()
     return total / count

@@ -165,12 +165,10 @@ class Pointwise(SequenceLayer):
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module to one sample."""
-        if state != ():
-            _no_state("Pointwise", state)
         module = cast(nn.Module, self._modules["module"])
         # What `Module.__call__` does besides, for hooks, costs as much as the arithmetic of one sample.
         hooked = module._forward_hooks or module._forward_pre_hooks
-        return (module(u) if hooked else module.forward(u)), ()
+        return (module(u) if hooked else module.forward(u)), _no_state("Pointwise", state)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module at every position."""

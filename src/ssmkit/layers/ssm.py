@@ -241,12 +241,9 @@ class SSMLayer(SequenceLayer):
             _checks.floating(type(self).__name__, "u", u)
             _checks.last_axis(type(self).__name__, "u", u, self.d_model)
             state = _checks.state(type(self).__name__, state, shape)
-        if torch.is_autocast_enabled(u.device.type):
-            with torch.autocast(u.device.type, enabled=False):
-                return self.step(u, state, system)
-        dtype = state.dtype
-        y, x = self._given(system).step(u.to(dtype), state)
-        y = y.flatten(-2).to(u.dtype)
+        with _full_precision(u.device.type):
+            y, x = self._given(system).step(u.to(state.dtype), state)
+            y = y.flatten(-2).to(u.dtype)
         return (F.dropout(y, self.dropout, self.training) if self.dropout else y), x
 
     def scan(
