@@ -297,3 +297,18 @@ def test_a_stream_does_not_see_how_many_run_beside_it(cls, option):
     total = sum(alone.square().sum() for row in single for alone, _ in row)
     (expected,) = torch.autograd.grad(total, layer.log_dt)
     assert torch.allclose(loss_gradient, expected)
+
+
+@BOTH
+def test_a_system_holds_all_that_it_was_made_of(cls):
+    """Handed in after the weights have changed, it gives what it gave before, in all three modes: D is in it too."""
+    layer, u = cls(3, 8).double(), torch.randn(2, 7, 3, dtype=torch.double)
+    system, before = layer.system(), layer(u)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1)
+    stepped, _ = layer.step(u[:, 0], layer.initial_state(2), system)
+    scanned, _ = layer.scan(u, layer.initial_state(2), system)
+    assert torch.allclose(layer(u, system), before)
+    assert torch.allclose(scanned, before)
+    assert torch.allclose(stepped, before[:, 0])

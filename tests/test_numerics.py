@@ -29,6 +29,24 @@ def test_float32_kernels(cls, init, N, L, bound):
     assert max(relative_error(a, b) for a, b in zip(single, double, strict=True)) < bound
 
 
+@pytest.mark.parametrize("N", [64, 256])
+@pytest.mark.parametrize("L", [1000, 16384])
+@pytest.mark.parametrize("init", ["legs", "legt", "fout"])
+def test_float32_gradients_of_s4(init, L, N):
+    """Taken in float32 from factors made in float64, against float64 throughout, parameter by parameter."""
+    layer = S4(len(STEPS), N, init=init)
+    with torch.no_grad():
+        layer.log_dt.copy_(STEPS.log())
+    weight = torch.randn(1, len(STEPS), L)
+    gradients = []
+    for made in (layer, copy.deepcopy(layer).double()):
+        (made.kernel(L) * weight).sum().backward()
+        gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
+    single, double = gradients
+    for name, exact in double.items():
+        assert relative_error(single[name], exact) < 1e-5, name
+
+
 @pytest.mark.parametrize("cls", [S4, S4D])
 def test_a_stream_runs_in_constant_memory(cls):
     layer = cls(2, 8)

@@ -22,8 +22,8 @@ __all__ = ["SSMLayer", "pair"]
 
 
 def pair(z: Tensor) -> Tensor:
-    """The complex tensor of a real one whose last axis holds real and imaginary part, in complex128."""
-    return torch.view_as_complex(z.double().contiguous())
+    """The complex tensor of a real one whose last axis holds real and imaginary part: a copy, in complex128."""
+    return torch.view_as_complex(z.to(torch.double, memory_format=torch.contiguous_format, copy=True))
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
@@ -129,10 +129,7 @@ class SSMLayer(SequenceLayer):
         _checks.positive(type(self).__name__, "rate", rate)
         with _full_precision(self.C.device.type):
             system = self._discretize(self.log_dt.double().exp() * rate, at_least_float32(self.C.dtype))
-            if self.bidirectional:
-                return system
-            recurrence = system.recurrence
-            return system._replace(recurrence=recurrence._replace(direct=recurrence.direct + self.D))
+            return system._replace(recurrence=system.recurrence.with_direct(self.D))
 
     def _given(self, system: DiscreteDiagonal | DiscreteDPLR | None) -> DiscreteDiagonal | DiscreteDPLR:
         """The system to use: the one handed in, if it can be this layer's, or one made on the spot."""
@@ -210,8 +207,9 @@ class SSMLayer(SequenceLayer):
         _checks.sequence(type(self).__name__, "u", u, self.d_model)
         with _full_precision(u.device.type):
             v = u.to(at_least_float32(u.dtype))
-            k = self._given(system).kernel(u.shape[-2])
-            past = add_direct(k[: self.channels], self.D)
+            system = self._given(system)
+            k = system.kernel(u.shape[-2])
+            past = add_direct(k[: self.channels], system.recurrence.D)
             y = two_sided_conv(v, past, k[self.channels :]) if self.bidirectional else causal_conv(v, past)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
 
@@ -272,7 +270,7 @@ class SSMLayer(SequenceLayer):
             return u.new_zeros(*u.shape[:-1], self.d_output), x
         with _full_precision(u.device.type):
             v = u.to(x.dtype)
-            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]), self.D)
+            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]))
             y = y.reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape)
 

@@ -125,15 +125,15 @@ class DiscreteDiagonal(NamedTuple):
         """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         return self.recurrence.step(u, x)
 
-    def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
+    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
         H, dtype = u.shape[-1], self.recurrence.direct.dtype
         T = min(CHUNK, u.shape[1])
         table = powers(self.a, T + 1)
         observe = per_feature(table[:, 1:], H) * self.c[..., None, :]
         reach = table[:, :T].flip(1) * self.b[:, None]
         chunk = Chunk(
-            add_direct(self.kernel(T), direct),
+            add_direct(self.kernel(T), self.recurrence.D),
             output_form(observe).to(dtype),
             per_feature(input_form(reach).to(dtype), H),
         )

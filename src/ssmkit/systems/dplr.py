@@ -36,9 +36,9 @@ class DiscreteDPLR(NamedTuple):
         """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
         return self.recurrence.step(u, x)
 
-    def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
-        return self.dense.scan(u, x, direct)
+    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
+        return self.dense.scan(u, x, self.recurrence.D)
 
 
 class DPLR(NamedTuple):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "Recurrence",
@@ -97,6 +98,8 @@ class Recurrence(NamedTuple):
     """Input column b, then columns -p of the low-rank part; shape (1 + r, H, N)."""
     direct: Tensor
     """c b, and the direct gains of a layer; shape (C, H)."""
+    D: Tensor | None = None
+    """Those direct gains alone, for the first of the outputs: kernels do not have them, and scans add them."""
 
     @classmethod
     def of(cls, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Recurrence:
@@ -110,6 +113,11 @@ class Recurrence(NamedTuple):
             torch.cat([b[None], -rearrange(p, "h n r -> r h n")]).to(dtype),
             (c * b).sum(-1).to(dtype),
         )
+
+    def with_direct(self, D: Tensor) -> Recurrence:
+        """With the direct gains of a layer, for the first of the outputs; a copy, which later updates do not move."""
+        rest = len(self.direct) - len(D)
+        return self._replace(direct=self.direct + F.pad(D, (0, 0, 0, rest)), D=D.clone())
 
     @property
     def shape(self) -> tuple[int, int, int]:
