@@ -1,0 +1,320 @@
+"""Models as compiled programs: streams in real time, and sampling inside the loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..layers.base import SequenceLayer, System
+from ..states import State
+from . import kernels
+from .lowering import lower
+from .packing import Memory, Slot
+from .program import Program
+
+__all__ = ["Engine", "Generated", "Stream"]
+
+
+class Generated(NamedTuple):
+    """What :meth:`Stream.generate` has drawn."""
+
+    classes: Tensor
+    """Shape (*, L)."""
+    nats: Tensor
+    """Negative log-likelihood of each under the model, whatever the temperature, in float64; shape (*, L)."""
+    logits: Tensor
+    """What the model says of the next sample; shape (*, classes)."""
+
+
+class Engine:
+    r"""A causal model as a compiled program that runs sample by sample, in real time.
+
+    The model is lowered once to a flat list of instructions over packed float32 weights; one compiled function runs
+    them, with no Python between samples. What comes out agrees with :meth:`~ssmkit.SequenceLayer.step` to rounding, and
+    the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back.
+
+    Known are all causal layers of ssmkit and the position-wise modules of torch; a module of your own is refused. The
+    program holds a copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout
+    does nothing. Gradients stop here. The first use on a machine compiles, which takes about half a minute; the result
+    is kept on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
+
+    An engine may be shared by threads: running writes to the stream alone, and releases Python's lock.
+
+    Arguments:
+        model: A causal model of width :math:`d_{input}`, or one that begins with an `nn.Embedding` and takes classes.
+        system: What the model's `system()` returned; by default made on the spot.
+        threads: How many threads share the work: of one stream, the rows of its products; of several, the streams. With
+            more threads than free cores they wait for each other.
+
+    Raises:
+        TypeError: If `model` is not a sequence layer.
+        ValueError: If it holds a module of an unknown kind, which the message names, or is bidirectional.
+
+    Example:
+        >>> model = ssmkit.Sequential(ssmkit.S4Block(8, ssmkit.S4(8)), torch.nn.Linear(8, 2))
+        >>> engine = ssmkit.streaming.Engine(model)
+        >>> u = torch.randn(3, 50, 8)
+        >>> y, state = engine.run(u, model.initial_state(3))
+        >>> torch.allclose(y, model(u), atol=1e-5)
+        True
+    """
+
+    def __init__(self, model: SequenceLayer, system: System = None, *, threads: int = 1) -> None:
+        if not isinstance(model, SequenceLayer):
+            raise TypeError(
+                f"Engine: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}; "
+                "wrap position-wise modules in `ssmkit.Sequential`."
+            )
+        self.threads = _checks.integer("Engine", "threads", threads)
+        program = Program()
+        with torch.no_grad():
+            self._source = program.slot(model.d_input or 0)
+            system = model.system() if system is None else system
+            self._target, self._packing = lower(program, model, system, self._source)
+        if model.d_input is None and program.classes is None:
+            raise ValueError(
+                "Engine: the input width of `model` is not known; begin with a layer or module that tells it."
+            )
+        self._table, self._weights = program.table(), program.weights()
+        self._size, self._counters, self._classes = program.size, program.counters, program.classes
+        self._model_state = model.initial_state
+        self._workers = ThreadPoolExecutor(threads - 1, "ssmkit") if threads > 1 else None
+        self._team = threading.Lock()
+
+    @property
+    def d_input(self) -> int | None:
+        """The width of the input, or None if classes come in."""
+        return None if self._classes is not None else self._source.width
+
+    @property
+    def d_output(self) -> int:
+        """The width of the output."""
+        return self._target.width
+
+    def start(self, *batch_shape: int, state: State | None = None) -> Stream:
+        """Starts streams that are kept in the engine's own layout, which saves the way there and back at every call.
+
+        Arguments:
+            batch_shape: The batch axes.
+            state: Where the streams have got to, as `step` has it; by default they are at rest.
+
+        Returns:
+            The streams.
+
+        Raises:
+            ValueError: If the state is of another model or batch shape.
+        """
+        return Stream(self, batch_shape, self._model_state(*batch_shape) if state is None else state)
+
+    def run(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        """Maps a chunk of any length sample by sample, carrying the state, as the model's `scan` does in parallel.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`, or classes with shape :math:`(*, L)`.
+            state: Where the streams have got to.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`, and the next state.
+
+        Raises:
+            TypeError: If `u` is of the wrong kind.
+            ValueError: If a shape is wrong, or a class is not one of the model's.
+        """
+        stream = self.start(*self._batch(u), state=state)
+        return stream.run(u), stream.state
+
+    def _batch(self, u: Tensor) -> torch.Size:
+        if self._classes is None:
+            _checks.sequence("Engine", "u", u, self._source.width)
+            return u.shape[:-2]
+        if not isinstance(u, Tensor) or u.is_floating_point() or u.is_complex() or u.dtype == torch.bool:
+            raise TypeError(
+                "Engine: `u` must be a tensor of classes (integers), as the model begins with an Embedding."
+            )
+        if u.ndim < 1:
+            raise ValueError("Engine: `u` must have a time axis.")
+        if u.numel() and not (int(u.min()) >= 0 and int(u.max()) < self._classes):
+            raise ValueError(f"Engine: classes in `u` must be at least 0 and less than {self._classes}.")
+        return u.shape[:-1]
+
+    def _share_out(self, memory: Memory, work: Callable[..., None]) -> None:
+        """Runs compiled work on all threads: one stream as a team, several streams in parts."""
+        streams = len(memory.floats)
+        alone = np.zeros(kernels.LANE, np.int64)
+        if self._workers is None or not streams:
+            work(slice(None), memory, 0, 1, alone)
+            return
+        parts: list[tuple[slice, Memory, int, int, np.ndarray]]
+        if streams == 1:
+            arrivals = np.zeros(self.threads * kernels.LANE, np.int64)
+            ranks = range(self.threads)
+            parts = [
+                (slice(None), Memory(memory.floats, memory.counters.copy()), r, self.threads, arrivals) for r in ranks
+            ]
+        else:
+            edges = np.linspace(0, streams, min(self.threads, streams) + 1).round().astype(int)
+            parts = [
+                (slice(lo, hi), Memory(memory.floats[lo:hi], memory.counters.copy()), 0, 1, alone)
+                for lo, hi in zip(edges, edges[1:], strict=False)
+            ]
+        # Two teams at once on the same workers could wait for each other for ever.
+        with self._team:
+            rest = [self._workers.submit(work, *part) for part in parts[1:]]
+            work(*parts[0])
+            for future in rest:
+                future.result()
+        memory.counters[...] = parts[0][1].counters
+
+
+class Stream:
+    """Streams of an :class:`Engine`, in its own layout; they move on in place.
+
+    Made by :meth:`Engine.start`. A stream must not be run by two threads at a time.
+
+    Attributes:
+        batch_shape: The batch axes.
+
+    Example:
+        >>> model = ssmkit.Sequential(torch.nn.Embedding(16, 8), ssmkit.S4D(8), torch.nn.Linear(8, 16))
+        >>> stream = ssmkit.streaming.Engine(model).start()
+        >>> logits = stream.run(torch.tensor([3, 1, 4]))[-1]
+        >>> chance = torch.rand(100, generator=torch.Generator().manual_seed(0))
+        >>> stream.generate(logits, chance, top_p=0.9).classes.shape
+        torch.Size([100])
+    """
+
+    def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State) -> None:
+        self.batch_shape = torch.Size(batch_shape)
+        self._engine = engine
+        # An odd number of cache lines: the same line of all streams shall not fall on one set of the cache.
+        row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
+        floats = np.zeros((prod(batch_shape), row), np.float32)
+        self._memory = Memory(floats, np.zeros(max(1, engine._counters), np.int64))
+        self._like = state
+        engine._packing.pack(state, self.batch_shape, self._memory)
+
+    @property
+    def state(self) -> State:
+        """Where the streams have got to, as `step` has it: a copy, of the dtype and on the device of the first one."""
+        kernels.settle(self._engine._table, self._engine._weights, self._memory.floats, self._memory.counters)
+        return self._engine._packing.unpack(self._like, self.batch_shape, self._memory)
+
+    def run(self, u: Tensor) -> Tensor:
+        """Maps a chunk of any length.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`, or classes with shape :math:`(*, L)`.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`, in the dtype of `u` or, for classes, float32.
+
+        Raises:
+            TypeError: If `u` is of the wrong kind.
+            ValueError: If its shape is wrong, or a class is not one of the model's.
+        """
+        engine, streams = self._engine, len(self._memory.floats)
+        if engine._batch(u) != self.batch_shape:
+            raise ValueError(
+                f"Stream.run: `u` must have the batch shape {tuple(self.batch_shape)}, got shape {tuple(u.shape)}."
+            )
+        length = u.shape[-1] if engine._classes is not None else u.shape[-2]
+        inputs, classes = np.zeros((streams, length, 0), np.float32), np.zeros((streams, length), np.int64)
+        if engine._classes is None:
+            inputs = (
+                u.detach().to("cpu", torch.float32).contiguous().numpy().reshape(streams, length, engine._source.width)
+            )
+        else:
+            classes = u.to("cpu", torch.long).contiguous().numpy().reshape(streams, length)
+        y = torch.empty(*self.batch_shape, length, engine.d_output)
+        outputs = y.numpy().reshape(streams, length, engine.d_output)
+
+        def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
+            kernels.run(
+                engine._table,
+                engine._weights,
+                memory.floats,
+                memory.counters,
+                engine._source.start,
+                engine._target.start,
+                classes[part],
+                inputs[part],
+                outputs[part],
+                rank,
+                team,
+                arrivals,
+            )
+
+        engine._share_out(self._memory, work)
+        return y.to(u.device, u.dtype if u.is_floating_point() else torch.float32)
+
+    def generate(
+        self, logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> Generated:
+        """Draws samples and feeds each back, all in the compiled loop.
+
+        Arguments:
+            logits: What the model said last, with shape :math:`(*, classes)`.
+            uniform: Numbers in [0, 1), one for every sample to draw, with shape :math:`(*, L)`, as of `torch.rand`
+                with a generator: the same numbers give the same samples, in one call or in several.
+            temperature: Logits are divided by it; at 0 the likeliest class is taken.
+            top_k: Draw from so many of the likeliest classes; 0 for all.
+            top_p: Draw from the likeliest classes that together have this probability (nucleus sampling); 1 for all.
+
+        Returns:
+            Classes, their negative log-likelihood, and the logits of the next sample.
+
+        Raises:
+            ValueError: If the model does not take the classes that it gives, a shape is wrong, or an option is out of
+                its range.
+        """
+        engine = self._engine
+        width, streams = engine.d_output, len(self._memory.floats)
+        if engine._classes is None or engine._classes < width:
+            raise ValueError("Stream.generate: the model must begin with an Embedding of as many classes as it gives.")
+        if logits.shape != (*self.batch_shape, width) or uniform.shape[:-1] != self.batch_shape or not uniform.ndim:
+            raise ValueError(
+                f"Stream.generate: `logits` must have shape {(*self.batch_shape, width)} and `uniform` "
+                f"{(*self.batch_shape, 'L')}, got {tuple(logits.shape)} and {tuple(uniform.shape)}."
+            )
+        _checks.at_least("Stream.generate", "temperature", temperature, 0)
+        _checks.integer("Stream.generate", "top_k", top_k, 0)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"Stream.generate: `top_p` must be above 0 and at most 1, got {top_p!r}.")
+        length = uniform.shape[-1]
+        chance = uniform.to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
+        said = Slot(engine._target.start, width).of(self._memory)
+        said[...] = logits.detach().to("cpu", torch.float32).numpy().reshape(streams, width)
+        classes = torch.empty(*self.batch_shape, length, dtype=torch.long)
+        nats = torch.empty(*self.batch_shape, length, dtype=torch.double)
+        drawn, cost = classes.numpy().reshape(streams, length), nats.numpy().reshape(streams, length)
+
+        def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
+            kernels.generate(
+                engine._table,
+                engine._weights,
+                memory.floats,
+                memory.counters,
+                engine._target.start,
+                width,
+                chance[part],
+                float(temperature),
+                top_k,
+                float(top_p),
+                drawn[part],
+                cost[part],
+                rank,
+                team,
+                arrivals,
+            )
+
+        engine._share_out(self._memory, work)
+        following = torch.from_numpy(said.copy()).reshape(logits.shape).to(logits)
+        return Generated(classes.to(logits.device), nats.to(logits.device), following)

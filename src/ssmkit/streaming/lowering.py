@@ -1,0 +1,264 @@
+"""The table of what can be lowered: for every kind of layer and module, the instructions that it becomes.
+
+One entry per kind, and none per architecture: an entry sees one module, its share of the system, and where its input
+lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import S4, S4D, Checkpoint, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout
+from ..layers.base import SequenceLayer, System
+from ..layers.containers import Chain
+from ..layers.ssm import SSMLayer
+from .kernels import Activation, Op
+from .packing import Frames, Kept, Nothing, Packing, Poles, Slot, Together
+from .program import Program
+
+__all__ = ["LAYERS", "MODULES", "lower"]
+
+_Layer: TypeAlias = Callable[[Program, Any, System, Slot], tuple[Slot, Packing]]
+_Module: TypeAlias = Callable[[Program, Any, Slot], Slot]
+_T = TypeVar("_T")
+
+LAYERS: dict[type[SequenceLayer], _Layer] = {}
+"""Sequence layers: from a program, the layer, its system and its input to its output and the place of its state."""
+
+MODULES: dict[type[nn.Module], _Module] = {}
+"""Position-wise modules: from a program, the module and its input to its output."""
+
+
+def _lowers(table: dict[Any, _T], *kinds: type[nn.Module]) -> Callable[[_T], _T]:
+    def enter(function: _T) -> _T:
+        table.update(dict.fromkeys(kinds, function))
+        return function
+
+    return enter
+
+
+def lower(program: Program, layer: SequenceLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
+    """Writes a layer's instructions.
+
+    Arguments:
+        program: What to write to.
+        layer: The layer.
+        system: What its `system()` gave.
+        source: Where its input lies.
+
+    Returns:
+        Where its output lies, and how its state does.
+
+    Raises:
+        ValueError: If its kind is not in the table, or there is more to it than its kind says.
+    """
+    return _known(LAYERS, layer)(program, layer, system, source)
+
+
+def _lower_module(program: Program, module: nn.Module, source: Slot) -> Slot:
+    return _known(MODULES, module)(program, module, source)
+
+
+def _known(table: dict[Any, _T], module: nn.Module) -> _T:
+    # The very type: a subclass may do something else.
+    name = type(module).__name__
+    if type(module) not in table:
+        known = ", ".join(sorted(kind.__name__ for kind in (*LAYERS, *MODULES)))
+        raise ValueError(
+            f"Engine: {name} cannot be lowered to a compiled program; run this model by `step`. "
+            f"The kinds that can: {known}."
+        )
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"Engine: a {name} has forward hooks, which a compiled program cannot call; remove them.")
+    return table[type(module)]
+
+
+# --- sequence layers --------------------------------------------------------------------------------------------------
+
+
+@_lowers(LAYERS, Sequential, Checkpoint, S4Block)
+def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tuple[Slot, Packing]:
+    y, parts = source, []
+    for child, part in zip(layer._children(), system, strict=True):
+        y, packing = lower(program, child, part, y)
+        parts.append(packing)
+    return y, Together(tuple(parts))
+
+
+@_lowers(LAYERS, Residual)
+def _residual(program: Program, layer: Residual, system: System, source: Slot) -> tuple[Slot, Packing]:
+    program.read_again.add(source)
+    y, packing = _chain(program, layer, system, source)
+    return program.emit(Op.ADD, y, program.slot(y.width), other=source, n=y.width), packing
+
+
+@_lowers(LAYERS, Pointwise)
+def _pointwise(program: Program, layer: Pointwise, system: System, source: Slot) -> tuple[Slot, Packing]:
+    return _lower_module(program, layer.module, source), Nothing()
+
+
+@_lowers(LAYERS, TiedDropout)
+def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: Slot) -> tuple[Slot, Packing]:
+    return source, Kept(program.slot(layer.d_model))
+
+
+@_lowers(LAYERS, S4, S4D)
+def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
+    if layer.bidirectional:
+        raise ValueError("Engine: a bidirectional layer reads the future, and cannot run sample by sample.")
+    recurrence = system.recurrence
+    C, H, N = recurrence.shape
+    rank = len(recurrence.columns) - 1
+
+    def halves(z: Tensor) -> Tensor:
+        return torch.cat([z.real, z.imag], -1)
+
+    def sorted_parts(x: Tensor) -> Tensor:
+        return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
+
+    rounded = recurrence.a.to(torch.complex64)
+    exact = recurrence.a.detach()
+    rest = torch.where(rounded == 0, 0, exact / torch.where(rounded == 0, 1, rounded).to(exact.dtype) - 1)
+    features = torch.cat([halves(rounded), sorted_parts(recurrence.columns), sorted_parts(recurrence.rows)], -1)
+    state, target = program.slot(H * N), program.slot(C * H)
+    # One after another, without gaps: lines of 16 numbers would begin anew with every feature.
+    weights = program.hold(recurrence.direct, torch.cat([features.flatten(), halves(rest).flatten()]))
+    program.emit(
+        Op.SSM,
+        source,
+        target,
+        scattered=C > 1,
+        weights=weights,
+        n=H,
+        a=state.start,
+        b=N // 2,
+        c=C,
+        d=rank,
+        counter=program.counter(),
+    )
+    return target, Poles(state, H)
+
+
+@_lowers(LAYERS, MultiRate)
+def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot) -> tuple[Slot, Packing]:
+    d, pool = layer.d_input, layer.pool
+    filling, emitting = program.slot(pool * d), program.slot(pool * d)
+    counter = program.counter()
+    y = program.slot(d)
+    program.emit(Op.FRAME, source, y, n=d, a=filling.start, b=emitting.start, c=pool, counter=counter)
+    program.wrote(filling, scattered=True)
+    with program.skipped_unless_full():
+        # A frame lies sample by sample here, and feature by feature in the weights of the pooling.
+        down, up = layer.down.linear, layer.up.linear
+        before = down.weight.unflatten(1, (d, pool)).transpose(1, 2).flatten(1)
+        after = up.weight.unflatten(0, (d, pool)).transpose(0, 1).flatten(0, 1)
+        biases = up.bias.unflatten(0, (d, pool)).T.flatten()
+        z = _linear(program, before, down.bias, filling, program.slot(layer.down.d_output))
+        w, packing = lower(program, layer.layer, system, z)
+        _linear(program, after, biases, w, emitting)
+    return y, Frames(filling, emitting, counter, pool, packing)
+
+
+# --- position-wise modules --------------------------------------------------------------------------------------------
+
+
+def _linear(program: Program, weight: Tensor, bias: Tensor | None, source: Slot, target: Slot) -> Slot:
+    m, n = weight.shape
+    weights = program.hold(weight.new_zeros(m) if bias is None else bias, weight)
+    return program.emit(Op.LINEAR, source, target, whole=True, weights=weights, n=n, m=m)
+
+
+@_lowers(MODULES, nn.Sequential)
+def _modules(program: Program, module: nn.Sequential, source: Slot) -> Slot:
+    for child in module:
+        source = _lower_module(program, child, source)
+    return source
+
+
+@_lowers(MODULES, nn.Identity, nn.Dropout, nn.AlphaDropout)
+def _nothing(program: Program, module: nn.Module, source: Slot) -> Slot:
+    return source
+
+
+@_lowers(MODULES, nn.Linear)
+def _linear_module(program: Program, module: nn.Linear, source: Slot) -> Slot:
+    return _linear(program, module.weight, module.bias, source, program.slot(module.out_features))
+
+
+@_lowers(MODULES, nn.Embedding)
+def _embedding(program: Program, module: nn.Embedding, source: Slot) -> Slot:
+    if module.max_norm is not None:
+        raise ValueError(
+            "Engine: an Embedding with `max_norm` writes to its weights whenever it is used; apply it first."
+        )
+    if program.classes is not None or source.width:
+        raise ValueError("Engine: an Embedding must be the first module of a model, where classes come in.")
+    program.classes, m = module.num_embeddings, module.embedding_dim
+    return program.emit(Op.EMBED, source, program.slot(m), weights=program.hold(module.weight), m=m)
+
+
+@_lowers(MODULES, nn.LayerNorm, nn.RMSNorm)
+def _norm(program: Program, module: nn.LayerNorm | nn.RMSNorm, source: Slot) -> Slot:
+    n = source.width
+    centre = isinstance(module, nn.LayerNorm)
+    gain = torch.ones(n) if module.weight is None else module.weight
+    bias = getattr(module, "bias", None)
+    eps = torch.finfo(gain.dtype).eps if module.eps is None else module.eps
+    weights = program.hold(torch.tensor([eps]), gain, gain.new_zeros(n) if bias is None else bias)
+    return program.emit(Op.NORM, source, program.slot(n), whole=True, weights=weights, n=n, a=centre)
+
+
+@_lowers(MODULES, nn.GLU)
+def _glu(program: Program, module: nn.GLU, source: Slot) -> Slot:
+    n = source.width // 2
+    if program.gate(source, n):
+        return Slot(source.start, n)
+    return program.emit(Op.GLU, source, program.slot(n), whole=True, n=n)
+
+
+@_lowers(MODULES, nn.Softmax, nn.Softmin, nn.LogSoftmax)
+def _softmax(program: Program, module: nn.Module, source: Slot) -> Slot:
+    n, sign = source.width, -1 if isinstance(module, nn.Softmin) else 1
+    logarithm = isinstance(module, nn.LogSoftmax)
+    target = program.slot(n)
+    return program.emit(Op.SOFTMAX, source, target, whole=True, scattered=True, n=n, a=sign, b=logarithm)
+
+
+_INFINITY = float("inf")
+
+# What torch computes, as a function of Activation with its parameters.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[Activation, tuple[float, ...]]]] = {
+    nn.CELU: lambda f: (Activation.ELU, (1.0, f.alpha, f.alpha)),
+    nn.ELU: lambda f: (Activation.ELU, (1.0, f.alpha, 1.0)),
+    nn.GELU: lambda f: (Activation.GELU_TANH if f.approximate == "tanh" else Activation.GELU, ()),
+    nn.Hardshrink: lambda f: (Activation.HARD_SHRINK, (f.lambd,)),
+    nn.Hardsigmoid: lambda f: (Activation.HARD_SIGMOID, ()),
+    nn.Hardswish: lambda f: (Activation.HARD_SWISH, ()),
+    nn.Hardtanh: lambda f: (Activation.CLIP, (f.min_val, f.max_val)),
+    nn.LeakyReLU: lambda f: (Activation.LEAKY_RELU, (f.negative_slope,)),
+    nn.LogSigmoid: lambda f: (Activation.SOFTPLUS, (1.0, _INFINITY, -1.0)),
+    nn.Mish: lambda f: (Activation.MISH, ()),
+    nn.PReLU: lambda f: (Activation.LEAKY_RELU, (float(f.weight),)),
+    nn.ReLU: lambda f: (Activation.LEAKY_RELU, (0.0,)),
+    nn.ReLU6: lambda f: (Activation.CLIP, (0.0, 6.0)),
+    nn.SELU: lambda f: (Activation.ELU, (1.0507009873554805, 1.6732632423543772, 1.0)),
+    nn.SiLU: lambda f: (Activation.SILU, ()),
+    nn.Sigmoid: lambda f: (Activation.SIGMOID, ()),
+    nn.Softplus: lambda f: (Activation.SOFTPLUS, (1 / f.beta, f.threshold / f.beta, 1.0)),
+    nn.Softshrink: lambda f: (Activation.SOFT_SHRINK, (f.lambd,)),
+    nn.Softsign: lambda f: (Activation.SOFT_SIGN, ()),
+    nn.Tanh: lambda f: (Activation.TANH, ()),
+    nn.Tanhshrink: lambda f: (Activation.TANH_SHRINK, ()),
+    nn.Threshold: lambda f: (Activation.THRESHOLD, (f.threshold, f.value)),
+}
+
+
+@_lowers(MODULES, *_ACTIVATIONS)
+def _activation(program: Program, module: nn.Module, source: Slot) -> Slot:
+    kind, parameters = _ACTIVATIONS[type(module)](module)
+    weights = program.hold(torch.tensor([*parameters, 0.0, 0.0, 0.0]))
+    return program.emit(Op.ACTIVATE, source, program.slot(source.width), weights=weights, n=source.width, a=kind)

@@ -1,0 +1,165 @@
+"""How the states of layers lie in the memory of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..states import State
+
+__all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Poles", "Slot", "Together"]
+
+
+class Memory(NamedTuple):
+    """What changes while a program runs."""
+
+    floats: np.ndarray
+    """States and activations; shape (streams, size)."""
+    counters: np.ndarray
+    """Phases of frames, and steps since the last correction of the poles."""
+
+
+class Slot(NamedTuple):
+    """Where a vector lies in the memory of a stream."""
+
+    start: int
+    width: int
+
+    def of(self, memory: Memory) -> np.ndarray:
+        """It, for all streams."""
+        return memory.floats[:, self.start : self.start + self.width]
+
+
+class Packing(Protocol):
+    """How the state of a layer lies in the memory."""
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Writes a state to the memory."""
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """Reads it back, in the dtype and on the device of another one."""
+
+
+def _write(state: State, shape: Sequence[int], batch: Sequence[int]) -> np.ndarray:
+    x = _checks.state("Engine", state, (*batch, *shape))
+    return x.detach().to("cpu", torch.float32).numpy().reshape(prod(batch), *shape)
+
+
+def _read(x: np.ndarray, like: State, batch: Sequence[int]) -> Tensor:
+    copy = torch.from_numpy(np.ascontiguousarray(x)).reshape(*batch, *x.shape[1:])
+    return copy.to(cast(Tensor, like), copy=x.flags.c_contiguous)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No memory."""
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Writes nothing."""
+        if state != ():
+            raise ValueError("Engine: `state` must be () where a layer has no memory, got another layer's.")
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """`()`."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Poles:
+    """Complex states (H, N/2): in turns outside, all real parts of a feature before its imaginary ones inside."""
+
+    slot: Slot
+    features: int
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Sorts real and imaginary parts."""
+        size = self.slot.width // self.features
+        x = _write(state, (self.features, size), batch).reshape(prod(batch), self.features, size // 2, 2)
+        self.slot.of(memory).reshape(len(x), self.features, 2, size // 2)[...] = x.swapaxes(2, 3)
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """Puts them in turns."""
+        size = self.slot.width // self.features
+        x = self.slot.of(memory).reshape(prod(batch), self.features, 2, size // 2).swapaxes(2, 3)
+        return _read(x.reshape(prod(batch), self.features, size), like, batch)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor that the program does not read: it goes through."""
+
+    slot: Slot
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Writes it."""
+        self.slot.of(memory)[...] = _write(state, (self.slot.width,), batch)
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """Reads it."""
+        return _read(self.slot.of(memory), like, batch)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frame being filled, from its end outside and from its beginning inside; the one being emitted; the phase."""
+
+    filling: Slot
+    emitting: Slot
+    counter: int
+    pool: int
+    inner: Packing
+
+    def _frame(self, slot: Slot, memory: Memory) -> np.ndarray:
+        return slot.of(memory).reshape(len(memory.floats), self.pool, -1)
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Moves the samples of the frame being filled to its beginning."""
+        if not isinstance(state, tuple) or len(state) != 4 or not isinstance(state[2], int):
+            raise ValueError("Engine: `state` must be the model's own (a pair of frames, phase, inner state) here.")
+        phase, shape = state[2], (self.pool, self.filling.width // self.pool)
+        self._frame(self.filling, memory)[:, :phase] = _write(state[0], shape, batch)[:, self.pool - phase :]
+        self._frame(self.emitting, memory)[...] = _write(state[1], shape, batch)
+        memory.counters[self.counter] = phase
+        self.inner.pack(state[3], batch, memory)
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """Moves them back to its end."""
+        filling, emitting, _, inner = cast(tuple[State, ...], like)
+        phase = int(memory.counters[self.counter])
+        filled = np.zeros_like(self._frame(self.filling, memory))
+        filled[:, self.pool - phase :] = self._frame(self.filling, memory)[:, :phase]
+        emitted = self._frame(self.emitting, memory)
+        return (
+            _read(filled, filling, batch),
+            _read(emitted, emitting, batch),
+            phase,
+            self.inner.unpack(inner, batch, memory),
+        )
+
+
+@dataclass(frozen=True)
+class Together:
+    """The tuple of several."""
+
+    parts: tuple[Packing, ...]
+
+    def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
+        """Each."""
+        if type(state) is not tuple or len(state) != len(self.parts):
+            raise ValueError(f"Engine: `state` must be the model's own, a tuple of {len(self.parts)} here.")
+        for part, child in zip(self.parts, state, strict=True):
+            part.pack(child, batch, memory)
+
+    def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
+        """Each."""
+        return tuple(
+            part.unpack(child, batch, memory)
+            for part, child in zip(self.parts, cast(tuple[State, ...], like), strict=True)
+        )

@@ -1,0 +1,408 @@
+"""The compiled engine: the same numbers and the same states as `step`, for everything in its table."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import ssmkit
+from family import CAUSAL
+from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, SequenceLayer, Sequential
+from ssmkit.streaming import Engine
+from ssmkit.streaming.lowering import MODULES
+from ssmkit.testing import example_input, relative_error
+
+KNOWN = [name for name in CAUSAL if "own module" not in name]
+
+# A module of every kind in the table, with options that are not the defaults.
+POINTWISE = [
+    nn.AlphaDropout(0.3),
+    nn.CELU(0.7),
+    nn.Dropout(0.3),
+    nn.ELU(0.6),
+    nn.Embedding(11, 6),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+    nn.GLU(),
+    nn.Hardshrink(0.4),
+    nn.Hardsigmoid(),
+    nn.Hardswish(),
+    nn.Hardtanh(-0.3, 0.8),
+    nn.Identity(),
+    nn.LayerNorm(6),
+    nn.LayerNorm(6, eps=0.1, bias=False),
+    nn.LayerNorm(6, elementwise_affine=False),
+    nn.LeakyReLU(0.2),
+    nn.Linear(6, 5),
+    nn.Linear(6, 1, bias=False),
+    nn.LogSigmoid(),
+    nn.LogSoftmax(-1),
+    nn.Mish(),
+    nn.PReLU(init=0.3),
+    nn.RMSNorm(6),
+    nn.RMSNorm(6, eps=0.1, elementwise_affine=False),
+    nn.ReLU(),
+    nn.ReLU6(),
+    nn.SELU(),
+    nn.Sequential(nn.Tanh(), nn.Linear(6, 4), nn.GLU()),
+    nn.SiLU(),
+    nn.Sigmoid(),
+    nn.Softmax(-1),
+    nn.Softmin(-1),
+    nn.Softplus(2.0, 3.0),
+    nn.Softshrink(0.2),
+    nn.Softsign(),
+    nn.Tanh(),
+    nn.Tanhshrink(),
+    nn.Threshold(0.1, -2.0),
+]
+
+
+def made(name):
+    """A layer of the family, in evaluation, with weights that are nowhere at their start."""
+    layer = CAUSAL[name]().eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
+    return layer
+
+
+def stepped(layer, u, state):
+    system, out = layer.system(), []
+    with torch.no_grad():
+        for sample in u.unbind(-2 if u.is_floating_point() else -1):
+            y, state = layer.step(sample, state, system)
+            out.append(y)
+    return torch.stack(out, -2), state
+
+
+def tree_error(a, b):
+    """The largest relative error over the tensors of two states."""
+    if isinstance(b, tuple):
+        assert type(a) is tuple
+        assert len(a) == len(b)
+        return max((tree_error(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    if isinstance(b, int):
+        assert a == b
+        return 0.0
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    return relative_error(a, b) if b.any() else float(a.abs().max())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_same_as_step_over_ten_thousand_samples(name):
+    layer = made(name)
+    u, state = example_input(layer, 10_000), layer.initial_state()
+    expected, end = stepped(layer, u, state)
+    y, reached = Engine(layer).run(u, state)
+    assert relative_error(y, expected) < 1e-5
+    assert tree_error(reached, end) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", KNOWN)
+def test_there_and_back_at_any_sample(name, threads):
+    """A prompt by scan, a part here, the rest by scan; a batch of any shape, cut anywhere, by any number of threads."""
+    layer = made(name)
+    engine = Engine(layer, threads=threads)
+    with torch.no_grad():
+        for batch, cuts in (((), [5, 3, 20]), ((1,), [0, 17, 11]), ((2, 3), [1, 1, 26]), ((5,), [28, 0, 0])):
+            u = example_input(layer, *batch, 28)
+            first, middle, last = u.split(cuts, dim=len(batch))
+            start = layer.initial_state(*batch)
+            y0, state = layer.scan(first, start)
+            y1, state = engine.run(middle, state)
+            y2, state = layer.scan(last, state)
+            expected, end = layer.scan(u, start)
+            assert relative_error(torch.cat([y0, y1, y2], len(batch)), expected) < 1e-5
+            assert tree_error(state, end) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["S4", "S4D, tied channels", "Embedding", "S4Block, GLU, dropout", "MultiRate, nested"]
+)
+def test_neither_batch_nor_threads_nor_cuts_move_a_bit(name):
+    layer = made(name)
+    u = example_input(layer, 5, 40)
+    engine = Engine(layer)
+    together = engine.start(5)
+    y = together.run(u)
+    assert torch.equal(y, engine.start(5).run(u))
+    assert torch.equal(y, Engine(layer, threads=3).start(5).run(u))
+    for i in range(5):
+        alone, team = engine.start(), Engine(layer, threads=2).start()
+        parts = torch.cat([alone.run(part) for part in u[i].split([1, 15, 1, 23])])
+        assert torch.equal(parts, y[i])
+        assert torch.equal(team.run(u[i]), y[i])
+    assert tree_error(together.state, engine.run(u, layer.initial_state(5))[1]) == 0
+
+
+@pytest.mark.parametrize("module", POINTWISE, ids=lambda m: str(m).replace("\n", ""))
+def test_every_module_of_the_table(module):
+    module.eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    if isinstance(module, nn.Embedding):
+        u = torch.randint(11, (4, 50))
+        model = Sequential(module)
+    else:
+        # Small, ordinary and so large that an exponential overflows.
+        u = torch.cat([torch.randn(4, 50, 6) * scale for scale in (1e-4, 1.0, 5.0, 100.0)], 1)
+        model = Sequential(nn.Linear(6, 6), module)
+        with torch.no_grad():
+            model.layers[0].module.weight.copy_(torch.eye(6))
+            model.layers[0].module.bias.zero_()
+    y = Engine(model).start(4).run(u)
+    with torch.no_grad():
+        expected = module(u)
+    for part, scaled in zip(y.split(50, 1), expected.split(50, 1), strict=True):
+        assert bool(((part - scaled).abs() <= 1e-6 * scaled.abs().max() + 1e-10).all())
+
+
+def test_the_table_is_tested():
+    """Every kind that the table knows stands in a test above."""
+    tested = {type(part) for module in POINTWISE for part in module.modules()}
+    assert set(MODULES) == tested
+
+
+def test_nan_and_infinity_come_through():
+    model = Sequential(nn.Linear(2, 2), nn.GELU(), nn.Softmax(-1))
+    u = torch.tensor([[float("nan"), 1.0], [float("inf"), 0.0], [1.0, 2.0]])
+    y = Engine(model).start().run(u)
+    assert torch.equal(y.isfinite(), model(u).isfinite())
+
+
+@pytest.mark.parametrize("init", ["fout", "lin"])
+def test_slow_poles_are_as_good_as_in_float64(init):
+    """Over so long that an error of each step alike would show: no more than twice that of `step`, near enough."""
+    layer = S4D(2, 16, init=init, dt_min=1e-4, dt_max=1e-3)
+    u = torch.randn(30_000, 2)
+    y, (by_step, _) = Engine(layer).start().run(u), stepped(layer, u, layer.initial_state())
+    with torch.no_grad():
+        exact = layer.double()(u.double())
+    assert relative_error(y, exact) < 3 * relative_error(by_step, exact)
+
+
+def test_silence_after_sound_is_not_slow():
+    """States that die out end at zero, not among the denormal numbers."""
+    stream = Engine(S4D(2, 8, init="real", dt_min=0.01, dt_max=0.1)).start()
+    stream.run(torch.randn(100, 2))
+    stream.run(torch.zeros(100_000, 2))
+    assert torch.equal(stream.state, torch.zeros(2, 8))
+
+
+def test_streams_run_beside_python_and_beside_each_other():
+    """The compiled loop leaves Python's lock alone, and streams in threads give what they give alone."""
+    layer = Sequential(Residual(MultiRate(4, S4Block(8, S4D(8, 16)), 2)), S4Block(4, S4(4, 16)))
+    engine = Engine(layer)
+    inputs = [torch.randn(60_000, 4) for _ in range(3)]
+    expected = [engine.start().run(u) for u in inputs]
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: engine.start().run(inputs[i])})) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    beats = 0
+    while any(thread.is_alive() for thread in threads):
+        threads[0].join(0.005)
+        beats += 1
+    assert beats > 5
+    assert all(torch.equal(found[i], expected[i]) for i in range(3))
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    torch.manual_seed(0)
+    inner = MultiRate(8, S4Block(16, S4D(16, 8)), 3)
+    return Sequential(nn.Embedding(20, 8), Residual(inner), S4Block(8, S4(8, 8)), nn.Linear(8, 20, bias=False)).eval()
+
+
+def by_hand(model, logits, uniform, temperature, top_k, top_p):
+    """Sampling as its definition says, one stream at a time, and the network's own step."""
+    state, system, drawn, nats = model.initial_state(), model.system(), [], []
+    for r in uniform.tolist():
+        nats.append(logits)
+        p = torch.softmax(logits.double() / temperature, -1) if temperature else F.one_hot(logits.argmax(), 20).double()
+        if top_k:
+            p = p * (p >= p.sort(descending=True).values[min(top_k, 20) - 1])
+        p = p / p.sum()
+        ordered, order = p.sort(descending=True, stable=True)
+        p[order[(ordered.cumsum(0) - ordered) >= top_p]] = 0
+        p = p / p.sum()
+        drawn.append(int((p.cumsum(0) <= r).sum().clamp(max=19)))
+        with torch.no_grad():
+            logits, state = model.step(torch.tensor(drawn[-1]), state, system)
+    nats = F.cross_entropy(torch.stack(nats).double(), torch.tensor(drawn), reduction="none")
+    return torch.tensor(drawn), nats, logits
+
+
+@settings(max_examples=25)
+@given(
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 1, 4, 19, 20, 50]),
+    top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_samples_are_drawn_by_their_definition(speaker, temperature, top_k, top_p, seed):
+    torch.manual_seed(seed)
+    logits, uniform = 3 * torch.randn(20), torch.rand(40, dtype=torch.double)
+    made = Engine(speaker).start().generate(logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p)
+    classes, nats, end = by_hand(speaker, logits, uniform, temperature, top_k, top_p)
+    assert torch.equal(made.classes, classes)
+    assert relative_error(made.nats, nats) < 1e-5
+    assert relative_error(made.logits, end) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_chance_gives_the_same_samples(speaker, threads):
+    """In one call or in blocks, alone or in a batch; and the stream goes on from where the samples end."""
+    logits, uniform = torch.randn(3, 20), torch.rand(3, 50)
+    engine = Engine(speaker, threads=threads)
+    stream = engine.start(3)
+    whole = stream.generate(logits, uniform, top_p=0.8)
+    assert torch.equal(whole.classes, engine.start(3).generate(logits, uniform, top_p=0.8).classes)
+    parts, said, blocks = engine.start(3), logits, []
+    for part in uniform.split(13, dim=1):
+        block = parts.generate(said, part, top_p=0.8)
+        said = block.logits
+        blocks.append(block.classes)
+    assert torch.equal(torch.cat(blocks, 1), whole.classes)
+    alone = engine.start().generate(logits[1], uniform[1], top_p=0.8)
+    assert torch.equal(alone.classes, whole.classes[1])
+    assert torch.equal(alone.nats, whole.nats[1])
+    y, state = engine.run(whole.classes, speaker.initial_state(3))
+    assert torch.equal(y[:, -1], whole.logits)
+    assert tree_error(stream.state, state) == 0
+
+
+def test_frequencies_are_those_of_the_distribution():
+    model = Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
+    with torch.no_grad():
+        model.layers[1].module.weight.zero_()
+        model.layers[1].module.bias.copy_(torch.tensor([0.4, 0.3, 0.2, 0.1]).log())
+    chance = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    made = Engine(model).start().generate(model.layers[1].module.bias, chance)
+    share = made.classes.bincount(minlength=4) / 40_000
+    assert torch.allclose(share, torch.tensor([0.4, 0.3, 0.2, 0.1]), atol=0.01)
+    entropy = -sum(p * torch.tensor(p).log() for p in (0.4, 0.3, 0.2, 0.1))
+    assert torch.isclose(made.nats.mean().float(), entropy, atol=0.02)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    def forward(self, u):
+        return u
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, u):
+        return 2 * super().forward(u)
+
+
+class Delay(SequenceLayer):
+    d_input = d_output = 3
+
+    def system(self, rate=1.0):
+        return ()
+
+    def initial_state(self, *batch_shape, device=None, dtype=None):
+        return torch.zeros(*batch_shape, 3)
+
+    def forward(self, u, system=None):
+        return self.scan(u, self.initial_state(*u.shape[:-2]))[0]
+
+    def step(self, u, state, system=None):
+        return state, u
+
+    def scan(self, u, state, system=None):
+        both = torch.cat([state[..., None, :], u], dim=-2)
+        return both[..., :-1, :], both[..., -1, :]
+
+
+def hooked():
+    layer = nn.Linear(3, 3)
+    layer.register_forward_hook(lambda *_: None)
+    return Sequential(layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Sequential(nn.Linear(3, 3), Pointwise(Own())), "Own cannot be lowered"),
+        (lambda: Sequential(OwnLinear(3, 3)), "OwnLinear cannot be lowered"),
+        (lambda: Sequential(S4D(3), Delay()), "Delay cannot be lowered.*`step`"),
+        (lambda: S4(3, bidirectional=True), "bidirectional"),
+        (hooked, "Linear has forward hooks"),
+        (lambda: Sequential(nn.GELU()), "input width"),
+        (lambda: Sequential(nn.Linear(3, 3), nn.Embedding(3, 3)), "must be the first"),
+        (lambda: Sequential(nn.Embedding(3, 3, max_norm=1.0)), "max_norm"),
+    ],
+)
+def test_what_cannot_be_lowered_is_refused_by_name(make, words):
+    with pytest.raises(ValueError, match=words):
+        Engine(make())
+
+
+def test_wrong_arguments_are_answered(speaker):
+    engine, layer = Engine(speaker), S4D(3, 4)
+    with pytest.raises(TypeError, match="SequenceLayer"):
+        Engine(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="threads"):
+        Engine(layer, threads=0)
+    with pytest.raises(TypeError, match="classes"):
+        engine.start().run(torch.randn(5))
+    with pytest.raises(ValueError, match="less than 20"):
+        engine.start().run(torch.tensor([3, 20]))
+    with pytest.raises(ValueError, match="at least 0"):
+        engine.start().run(torch.tensor([-1]))
+    with pytest.raises(ValueError, match="last axis"):
+        Engine(layer).start().run(torch.randn(5, 4))
+    with pytest.raises(TypeError, match="floating"):
+        Engine(layer).start().run(torch.ones(5, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="batch shape"):
+        Engine(layer).start(2).run(torch.randn(3, 5, 3))
+    with pytest.raises(ValueError, match="state"):
+        Engine(layer).run(torch.randn(5, 3), torch.zeros(3, 6))
+    with pytest.raises(ValueError, match="tuple of 4"):
+        engine.run(torch.tensor([1]), ())
+    with pytest.raises(ValueError, match="Embedding of as many classes"):
+        Engine(layer).start().generate(torch.zeros(3), torch.rand(5))
+    with pytest.raises(ValueError, match="`logits` must have shape"):
+        engine.start(2).generate(torch.zeros(20), torch.rand(2, 5))
+    for option in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            engine.start().generate(torch.zeros(20), torch.rand(5), **option)
+
+
+def test_without_numba_the_error_says_what_to_install():
+    program = "import sys; sys.modules['numba'] = None; import ssmkit; print('quiet'); import ssmkit.streaming"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "quiet\n"
+    assert "pip install 'ssmkit[streaming]'" in done.stderr.splitlines()[-1]
+
+
+def test_the_library_alone_does_not_load_numba():
+    program = "import sys, ssmkit; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_another_rate_is_another_system():
+    layer = S4(3, 8)
+    u = torch.randn(40, 3)
+    y = Engine(layer, layer.system(2.0)).start().run(u)
+    with torch.no_grad():
+        assert relative_error(y, layer(u, layer.system(2.0))) < 1e-5
+    assert isinstance(ssmkit.streaming.Engine, type)
