@@ -43,6 +43,7 @@ ORDER = [
     "layers.block",
     "layers",
     "optim",
+    "stepping",
     "testing",
     "streaming.kernels",
     "streaming.packing",

@@ -19,6 +19,7 @@ from .layers import Sequential as Sequential
 from .layers import TiedDropout as TiedDropout
 from .layers import UpPool as UpPool
 from .optim import param_groups as param_groups
+from .stepping import compile_step as compile_step
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Sequential",
     "TiedDropout",
     "UpPool",
+    "compile_step",
     "hippo",
     "initializers",
     "ops",

@@ -2,6 +2,7 @@ r"""Several rates in one network: pooling, unpooling, and the wrapper that runs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, final
 
 import torch
@@ -244,6 +245,12 @@ class MultiRate(SequenceLayer):
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps one sample; runs the layer inside when it fills a frame."""
+        return self.step_by(lambda z, inner: self.layer.step(z, inner, system), u, state)
+
+    def step_by(
+        self, step: Callable[[Tensor, State], tuple[Tensor, State]], u: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """:meth:`step`, with a step of the layer inside that somebody else provides, such as a compiled one."""
         _checks.floating("MultiRate", "u", u)
         _checks.last_axis("MultiRate", "u", u, self.d_input)
         filling, emitting, phase, inner = self._parts(state, u.shape[:-1])
@@ -252,7 +259,7 @@ class MultiRate(SequenceLayer):
         phase += 1
         if phase == self.pool:
             z = self.down(filling.to(u.dtype))[..., 0, :]
-            w, inner = self.layer.step(z, inner, system)
+            w, inner = step(z, inner)
             emitting = self.up.samples(self.up.frames(w)[..., None, :]).to(filling.dtype)
             filling, phase = torch.zeros_like(filling), 0
         return y, (filling, emitting, phase, inner)

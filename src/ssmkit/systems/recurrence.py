@@ -92,6 +92,8 @@ class Recurrence(NamedTuple):
 
     a: Tensor
     """Poles, complex128; shape (H, N/2)."""
+    parts: Tensor
+    """The same as real and imaginary parts, float64, shape (H, N/2, 2): torch.compile knows no complex numbers."""
     rows: Tensor
     """Rows c A, then rows q of the low-rank part; shape (C + r, H, N)."""
     columns: Tensor
@@ -109,6 +111,7 @@ class Recurrence(NamedTuple):
         observe = input_form(complex_form(c) * a.conj()) - torch.einsum("chn,hnr,hrm->chm", c, p, q)
         return cls(
             a,
+            torch.view_as_real(a),
             torch.cat([observe, rearrange(q, "h r n -> r h n")]).to(dtype),
             torch.cat([b[None], -rearrange(p, "h n r -> r h n")]).to(dtype),
             (c * b).sum(-1).to(dtype),
@@ -125,15 +128,23 @@ class Recurrence(NamedTuple):
         (C, H), N = self.direct.shape, self.columns.shape[-1]
         return C, H, N
 
+    def _turned(self, x: Tensor) -> Tensor:
+        s = complex_form(x)
+        return torch.view_as_real((self.a * s).to(s.dtype)).flatten(-2)
+
+    def _turned_parts(self, x: Tensor) -> Tensor:
+        (a_re, a_im), (s_re, s_im) = self.parts.unbind(-1), x.double().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([a_re * s_re - a_im * s_im, a_im * s_re + a_re * s_im], -1).to(x.dtype).flatten(-2)
+
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
         if x.ndim != 3:
             y, new = self.step(u.reshape(-1, u.shape[-1]), x.reshape(-1, *x.shape[-2:]))
             return y.reshape(*u.shape[:-1], *y.shape[-2:]), new.reshape(x.shape)
-        s = complex_form(x)
-        turned = torch.view_as_real((self.a * s).to(s.dtype)).flatten(-2)
+        compiling = torch.compiler.is_compiling()
+        turned = self._turned_parts(x) if compiling else self._turned(x)
         outputs = len(self.direct)
-        if len(x) < _MATRICES:
+        if compiling or len(x) < _MATRICES:
             seen = (self.rows * x.unsqueeze(-3)).sum(-1)
             new = torch.addcmul(turned, self.columns[0], u.unsqueeze(-1))
             for j in range(1, len(self.columns)):
