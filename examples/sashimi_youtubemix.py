@@ -29,7 +29,7 @@ from sashimi.audio import Split, WavWriter, open_recording, open_split, write_wa
 from sashimi.baselines import count_baselines
 from sashimi.config import Settings
 from sashimi.evaluation import evaluate, evaluate_by_step
-from sashimi.generation import Sampling, StepEngine, Streams, generate, load_streams, prime, save_streams
+from sashimi.generation import Sampling, Streams, generate, load_streams, make_engine, prime, save_streams
 from sashimi.overfitting import LENGTH, Epoch, overfit
 from sashimi.problems import Problem
 from sashimi.report import Sound, write_report
@@ -80,14 +80,19 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a model play. The file grows while it runs, and Ctrl-C keeps what there is."""
+    """Let a model play. The file grows while it runs, and Ctrl-C keeps what there is.
+
+    Into a player: generate --stream --seconds inf | aplay
+    """
 
     model: Path = PIANO
     """A model file, or the folder of a run; by default a small piano model that comes with the example."""
     out: Path = Path("generated.wav")
     """WAV file to write; of a batch, one file per stream with a number."""
     seconds: float = 4.0
-    """Length of what is generated."""
+    """Length of what is generated; inf goes on until Ctrl-C, or until the player that listens is closed."""
+    stream: bool = False
+    """Write the WAV to standard output, as it is made, instead of to a file."""
     batch: int = 1
     """Streams side by side."""
     temperature: float = 1.0
@@ -106,6 +111,11 @@ class Generate:
     """How much of that file, by default all of it."""
     resume: Path | None = None
     """State file of an earlier generation to go on from: it lies beside its WAV file. Its batch and its draw go on."""
+    engine: Literal["auto", "program", "compile", "step"] = "auto"
+    """What runs the network: a compiled program (on a CPU, where it is the fastest by far, and the default there), its
+    step under torch.compile, or its step as it is."""
+    threads: int | None = None
+    """Of a compiled program; by default one for one stream. Two are faster if two cores have nothing else to do."""
     device: str = DEVICE
     """Where to compute."""
 
@@ -141,7 +151,7 @@ class Report:
     """Where to compute."""
 
 
-def bar(total: int, what: str, start: int = 0) -> tqdm[None]:
+def bar(total: int | None, what: str, start: int = 0) -> tqdm[None]:
     """A progress bar over samples; into a file it prints a line every half minute instead of two a second."""
     interval = 0.5 if sys.stderr.isatty() else 30
     return tqdm(
@@ -258,23 +268,29 @@ def run_generate(args: Generate) -> None:
         raise Problem(f"--batch must be at least 1, not {args.batch}.")
     if not args.seconds > 0:
         raise Problem(f"--seconds must be above 0, not {args.seconds}.")
+    if args.threads is not None and args.threads < 1:
+        raise Problem(f"--threads must be at least 1, not {args.threads}.")
+    if args.stream and args.batch > 1:
+        raise Problem("--stream plays one stream; give no --batch.")
     sampling = Sampling(0.0 if args.greedy else args.temperature, args.top_k, args.top_p)
     streams, prompt = start(args, trained)
-    batch, length = len(streams.logits), round(args.seconds * settings.sample_rate)
-    paths = [args.out]
+    engine = make_engine(trained.model, args.engine, args.threads)
+    batch = len(streams.logits)
+    length = sys.maxsize if math.isinf(args.seconds) else round(args.seconds * settings.sample_rate)
+    paths: list[Path | None] = [None if args.stream else args.out]
     if batch > 1:
         paths = [args.out.with_stem(f"{args.out.stem}-{i:0{len(str(batch - 1))}}") for i in range(batch)]
     threads = torch.get_num_threads()
     if batch == 1:
         torch.set_num_threads(1)  # a step of one stream is too small to be worth sharing
-    bits, done, stopped = torch.zeros(batch, dtype=torch.double), 0, False
+    bits, done, stopped, begin = torch.zeros(batch, dtype=torch.double), 0, False, time.perf_counter()
     with ExitStack() as stack:
         files = [stack.enter_context(WavWriter(path, settings.sample_rate)) for path in paths]
-        progress = stack.enter_context(bar(batch * length, "generating"))
+        progress = stack.enter_context(bar(None if math.isinf(args.seconds) else batch * length, "generating"))
         try:
             for file in files:
                 file.write(quantizer.decode(prompt))
-            for classes, nll in generate(StepEngine(trained.model), streams, length, sampling):
+            for classes, nll in generate(engine, streams, length, sampling):
                 for file, row in zip(files, quantizer.decode(classes.cpu()), strict=True):
                     file.write(row)
                 bits += nll.double().sum(1).cpu()
@@ -282,11 +298,16 @@ def run_generate(args: Generate) -> None:
                 progress.update(classes.numel())
         except KeyboardInterrupt:
             stopped = True
+        except BrokenPipeError:
+            pass  # the player was closed
     torch.set_num_threads(threads)
-    save_streams(args.out.with_suffix(".state"), streams, trained.model)
-    for path, total in zip(paths, bits.tolist(), strict=True):
+    if not args.stream:
+        save_streams(args.out.with_suffix(".state"), streams, trained.model)
+    seconds, taken = done / settings.sample_rate, time.perf_counter() - begin
+    for file, total in zip(files, bits.tolist(), strict=True):
         said = f"{total / done:.3f} bits per sample" if done else "nothing"
-        print(f"{path}: {done / settings.sample_rate:.2f} s generated, {said}")
+        print(f"{file.path}: {seconds:.2f} s generated, {said}", file=sys.stderr if args.stream else sys.stdout)
+    print(f"in {taken:.2f} s: {batch * seconds / taken:.2f} times real time", file=sys.stderr)
     if stopped:
         sys.exit(130)
 

@@ -1,5 +1,6 @@
 """examples/sashimi_youtubemix.py as a user runs it: every command, killed runs, several processes, bad input."""
 
+import io
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torch
 from example import EXAMPLES, PIANO, run, write
 from sashimi import audio, storage
 
+import ringing_strings  # isort: skip
 import sashimi_youtubemix as program  # isort: skip
 
 SMALL = ["--excerpt", "256", "--d-model", "4", "--d-state", "4", "--blocks", "1"]
@@ -436,3 +439,71 @@ def test_a_loss_that_is_not_a_number_is_reported(trained, call, tmp_path):
 
 def test_the_embedded_clips_say_where_they_come_from():
     assert "CC BY 3.0" in (PIANO / "LICENSE.md").read_text()
+
+
+# Streams
+
+
+def test_a_stream_can_be_piped_and_stops_when_nobody_listens(trained, tmp_path, call):
+    """The WAV goes to standard output while it is made, the same as in a file; a closed player ends it quietly."""
+    command = [sys.executable, str(EXAMPLES / "sashimi_youtubemix.py"), "generate", "--model", str(trained / "run")]
+    done = subprocess.run([*command, "--stream", "--seconds", "0.1"], capture_output=True, check=True, cwd=tmp_path)
+    assert b"0.10 s generated" in done.stderr
+    assert b"times real time" in done.stderr
+    with wave.open(io.BytesIO(done.stdout)) as sound:
+        assert sound.getparams()[:3] == (1, 2, 16000)
+        streamed = sound.readframes(10_000)
+    assert not list(tmp_path.iterdir())
+    status, *_ = call("generate", "--model", trained / "run", "--seconds", 0.1, "--out", tmp_path / "same.wav")
+    assert status == 0
+    with wave.open(str(tmp_path / "same.wav")) as sound:
+        assert sound.readframes(10_000) == streamed
+    with subprocess.Popen([*command, "--stream", "--seconds", "inf"], stdout=-1, stderr=-1, cwd=tmp_path) as endless:
+        assert len(endless.stdout.read(40_000)) == 40_000
+        endless.stdout.close()
+        error = endless.stderr.read().decode()
+        assert endless.wait(60) == 0, error
+    assert "Traceback" not in error
+    assert "generated" in error
+
+
+def test_all_engines_play_the_same(trained, tmp_path, call):
+    sounds = []
+    for engine in ("program", "step", "compile", "auto"):
+        out = tmp_path / f"{engine}.wav"
+        status, _, err = call(
+            "generate", "--model", trained / "run", "--seconds", 0.02, "--engine", engine, "--out", out, "--batch", 2
+        )
+        assert status == 0, err
+        sounds.append([path.read_bytes() for path in sorted(tmp_path.glob(f"{engine}-?.wav"))])
+    assert len(sounds[0]) == 2
+    assert all(sound == sounds[0] for sound in sounds)
+
+
+def test_strings_ring_along(tmp_path):
+    """From a file or a pipe, in blocks of any size, one channel or two: the same as the layer at once."""
+    rate, command = 8000, [sys.executable, str(EXAMPLES / "ringing_strings.py")]
+    t = torch.arange(rate)[:, None] / rate
+    dry = 0.1 * torch.cat([torch.sin(2 * torch.pi * 220 * t), torch.randn(rate, 1)], 1)
+    with audio.WavWriter(tmp_path / "dry.wav", rate, 2) as file:
+        file.write(dry)
+    arguments = [tmp_path / "dry.wav", "--out", tmp_path / "wet.wav", "--block", "100"]
+    done = subprocess.run([*command, *arguments], capture_output=True, check=True)
+    assert b"1.00 s at 8000 Hz" in done.stderr
+    assert b"real-time factor 0." in done.stderr
+    piped = subprocess.run([*command, "-"], input=(tmp_path / "dry.wav").read_bytes(), capture_output=True, check=True)
+    wet, _ = sf.read(tmp_path / "wet.wav", dtype="float32")
+    with wave.open(io.BytesIO(piped.stdout)) as sound:
+        assert sound.getnchannels() == 2
+        assert sound.readframes(2 * rate) == (wet * 32767).round().astype("<i2").tobytes()
+    layer = ringing_strings.strings(rate)
+    with torch.no_grad():
+        expected = layer(dry.T[..., None])[..., 0].T
+    assert float((torch.from_numpy(wet) - expected).abs().max()) < 1e-4
+    # A tone that is a string's keeps on ringing, and louder than noise of more power does.
+    tone, noise = (torch.from_numpy(wet) - dry).square().mean(0).tolist()
+    assert tone > 3 * noise
+    for wrong, words in (([str(tmp_path / "none.wav")], "cannot be read"), (["-"], "is not WAV")):
+        failed = subprocess.run([*command, *wrong], input=b"noise", capture_output=True, check=False)
+        assert failed.returncode == 1
+        assert words in failed.stderr.decode()

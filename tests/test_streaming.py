@@ -125,6 +125,20 @@ def test_there_and_back_at_any_sample(name, threads):
             assert tree_error(state, end) < 1e-5
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_nothing_comes_of_nothing(name):
+    """No samples leave the state as it is; no streams are no error."""
+    layer = made(name)
+    engine, u = Engine(layer), example_input(layer, 2, 5)
+    stream = engine.start(2)
+    stream.run(u)
+    before = stream.state
+    y = stream.run(u[:, :0])
+    assert y.shape == (2, 0, engine.d_output)
+    assert tree_error(stream.state, before) == 0
+    assert engine.start(0).run(u[:0]).shape == (0, 5, engine.d_output)
+
+
 @pytest.mark.parametrize(
     "name", ["S4", "S4D, tied channels", "Embedding", "S4Block, GLU, dropout", "MultiRate, nested"]
 )

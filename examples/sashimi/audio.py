@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import wave
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile as sf
@@ -251,34 +252,50 @@ class Excerpts:
         return x, y
 
 
+_ENDLESS = (1 << 30) - 64
+"""Frames of two bytes that the 32 bits of a WAV header can announce."""
+
+
 class WavWriter:
-    """A 16-bit mono WAV file that grows: it can be played, and is whole, after every write.
+    """16-bit WAV that grows, in a file or to standard output.
+
+    A file can be played, and is whole, after every write. What goes into a pipe has no length in its header, which
+    players take for one that lasts.
 
     Raises:
         Problem: If it cannot be written.
     """
 
-    def __init__(self, path: Path, sample_rate: int) -> None:
-        if path.suffix.lower() != ".wav":
-            raise Problem(f"{path} cannot be written: what is generated is a WAV file, so let --out end in .wav.")
+    def __init__(self, path: Path | None, sample_rate: int, channels: int = 1) -> None:
+        if path is not None and path.suffix.lower() != ".wav":
+            raise Problem(f"{path} cannot be written: what is written is a WAV file, so let it end in .wav.")
+        self.path = path or Path("standard output")
         try:
-            self._file = path.open("wb")
+            # What goes to standard output is not closed with this.
+            self._file: BinaryIO = path.open("wb") if path else os.fdopen(os.dup(1), "wb")
         except OSError as error:
-            raise Problem(f"{path} cannot be written ({error.strerror}); give another --out.") from error
+            raise Problem(f"{path} cannot be written ({error.strerror}); give another file.") from error
         # Not soundfile: it brings the length in the header up to date when the file is closed, and not before.
         self._wave = wave.open(self._file)  # noqa: SIM115
-        self._wave.setparams((1, 2, sample_rate, 0, "NONE", ""))
-        self.path = path
+        self._grows = self._file.seekable()
+        self._wave.setparams((channels, 2, sample_rate, 0 if self._grows else _ENDLESS // channels, "NONE", ""))
 
     def write(self, samples: Tensor) -> None:
-        """Adds samples in [-1, 1].
+        """Adds samples in [-1, 1], of several channels with shape (length, channels).
 
         Raises:
             Problem: If the disk is full; what was written before stays.
+            BrokenPipeError: If nobody reads the pipe any more.
         """
+        frames = (samples.double() * 32767).round().to(torch.int16).numpy().astype("<i2").tobytes()
         try:
-            self._wave.writeframes((samples.double() * 32767).round().to(torch.int16).numpy().astype("<i2").tobytes())
+            if self._grows:
+                self._wave.writeframes(frames)
+            else:
+                self._wave.writeframesraw(frames)
             self._file.flush()
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise Problem(f"{self.path} cannot be written on ({error.strerror}); what there is stays.") from error
 

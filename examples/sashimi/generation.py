@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmkit import Sequential
+from ssmkit import Sequential, compile_step
 from ssmkit.states import State, repeat
 
 from .problems import Problem
@@ -79,13 +80,30 @@ class Engine(Protocol):
         ...
 
 
-class StepEngine:
-    """The network's own `step`, with the system made once."""
+class ProgramEngine:
+    """The network as a compiled program, sampling included: on the CPU, and with states of the CPU."""
 
-    def __init__(self, model: Sequential) -> None:
+    def __init__(self, model: Sequential, threads: int | None = None) -> None:
+        from ssmkit.streaming import Engine as Compiled
+
+        self.program = Compiled(model.eval(), threads=threads)
+
+    def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
+        """See :class:`Engine`."""
+        stream = self.program.start(len(logits), state=state)
+        made = stream.generate(
+            logits, uniform, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+        )
+        return Block(made.classes, made.nats / math.log(2), made.logits, stream.state)
+
+
+class StepEngine:
+    """The network's own `step`, with the system made once; or one under torch.compile."""
+
+    def __init__(self, model: Sequential, *, compiled: bool = False) -> None:
         self.model = model.eval()
         with torch.no_grad():
-            self.system = model.system()
+            self.step = compile_step(model) if compiled else partial(model.step, system=model.system())
 
     @torch.inference_mode()
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
@@ -99,12 +117,34 @@ class StepEngine:
             for column in uniform.unbind(1):
                 said.append(logits)
                 classes.append(sampling.draw(logits, column))
-                logits, state = self.model.step(classes[-1], state, self.system)
+                logits, state = self.step(classes[-1], state)
         finally:
             onednn.enabled = before
         drawn = torch.stack(classes, 1)
         nats = F.cross_entropy(torch.stack(said, 2), drawn, reduction="none")
         return Block(drawn, nats / math.log(2), logits, state)
+
+
+ENGINES: dict[str, Callable[[Sequential, int | None], Engine]] = {
+    "program": ProgramEngine,
+    "compile": lambda model, threads: StepEngine(model, compiled=True),
+    "step": lambda model, threads: StepEngine(model),
+}
+"""The engines by name."""
+
+
+def make_engine(model: Sequential, name: str = "auto", threads: int | None = None) -> Engine:
+    """The engine of that name; by `"auto"` a compiled program on a CPU, and the network's own `step` elsewhere.
+
+    Raises:
+        Problem: If a compiled program is asked for and numba is missing.
+    """
+    if name == "auto":
+        name = "program" if next(model.parameters()).device.type == "cpu" else "step"
+    try:
+        return ENGINES[name](model, threads)
+    except ImportError as error:
+        raise Problem(f"{error}; or give --engine step.") from error
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ class Engine:
 
     Known are all causal layers of ssmkit and the position-wise modules of torch; a module of your own is refused. The
     program holds a copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout
-    does nothing. Gradients stop here. The first use on a machine compiles, which takes about half a minute; the result
+    does nothing. Gradients stop here. The first engine on a machine compiles, some twenty seconds long; the result
     is kept on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
 
     An engine may be shared by threads: running writes to the stream alone, and releases Python's lock.
@@ -51,8 +52,9 @@ class Engine:
     Arguments:
         model: A causal model of width :math:`d_{input}`, or one that begins with an `nn.Embedding` and takes classes.
         system: What the model's `system()` returned; by default made on the spot.
-        threads: How many threads share the work: of one stream, the rows of its products; of several, the streams. With
-            more threads than free cores they wait for each other.
+        threads: How many threads share the work: of several streams, the streams; of one, the rows of its products,
+            after each of which they wait for each other, so that a core that is busy with something else makes it
+            slower, not faster. By default one for one stream, and `torch.get_num_threads()` for several.
 
     Raises:
         TypeError: If `model` is not a sequence layer.
@@ -67,13 +69,13 @@ class Engine:
         True
     """
 
-    def __init__(self, model: SequenceLayer, system: System = None, *, threads: int = 1) -> None:
+    def __init__(self, model: SequenceLayer, system: System = None, *, threads: int | None = None) -> None:
         if not isinstance(model, SequenceLayer):
             raise TypeError(
                 f"Engine: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}; "
                 "wrap position-wise modules in `ssmkit.Sequential`."
             )
-        self.threads = _checks.integer("Engine", "threads", threads)
+        self._threads = threads if threads is None else _checks.integer("Engine", "threads", threads)
         program = Program()
         with torch.no_grad():
             self._source = program.slot(model.d_input or 0)
@@ -86,8 +88,16 @@ class Engine:
         self._table, self._weights = program.table(), program.weights()
         self._size, self._counters, self._classes = program.size, program.counters, program.classes
         self._model_state = model.initial_state
-        self._workers = ThreadPoolExecutor(threads - 1, "ssmkit") if threads > 1 else None
+        self._workers = ThreadPoolExecutor(max(1, threads or os.cpu_count() or 1), "ssmkit")
         self._team = threading.Lock()
+        # Compiles now, or reads what was compiled, so that no sample waits for it.
+        nobody = self.start(0)
+        if self._classes is None:
+            nobody.run(torch.zeros(0, 0, self._source.width))
+        else:
+            nobody.run(torch.zeros(0, 0, dtype=torch.long))
+            if self._classes >= self.d_output:
+                nobody.generate(torch.zeros(0, self.d_output), torch.zeros(0, 0))
 
     @property
     def d_input(self) -> int | None:
@@ -149,18 +159,17 @@ class Engine:
         """Runs compiled work on all threads: one stream as a team, several streams in parts."""
         streams = len(memory.floats)
         alone = np.zeros(kernels.LANE, np.int64)
-        if self._workers is None or not streams:
+        threads = self._threads or (1 if streams == 1 else torch.get_num_threads())
+        if threads == 1 or not streams:
             work(slice(None), memory, 0, 1, alone)
             return
         parts: list[tuple[slice, Memory, int, int, np.ndarray]]
         if streams == 1:
-            arrivals = np.zeros(self.threads * kernels.LANE, np.int64)
-            ranks = range(self.threads)
-            parts = [
-                (slice(None), Memory(memory.floats, memory.counters.copy()), r, self.threads, arrivals) for r in ranks
-            ]
+            arrivals = np.zeros(threads * kernels.LANE, np.int64)
+            ranks = range(threads)
+            parts = [(slice(None), Memory(memory.floats, memory.counters.copy()), r, threads, arrivals) for r in ranks]
         else:
-            edges = np.linspace(0, streams, min(self.threads, streams) + 1).round().astype(int)
+            edges = np.linspace(0, streams, min(threads, streams) + 1).round().astype(int)
             parts = [
                 (slice(lo, hi), Memory(memory.floats[lo:hi], memory.counters.copy()), 0, 1, alone)
                 for lo, hi in zip(edges, edges[1:], strict=False)

@@ -117,7 +117,7 @@ class Frames:
     inner: Packing
 
     def _frame(self, slot: Slot, memory: Memory) -> np.ndarray:
-        return slot.of(memory).reshape(len(memory.floats), self.pool, -1)
+        return slot.of(memory).reshape(len(memory.floats), self.pool, slot.width // self.pool)
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Moves the samples of the frame being filled to its beginning."""
