@@ -56,6 +56,10 @@ class Engine:
             after each of which they wait for each other, so that a core that is busy with something else makes it
             slower, not faster. By default one for one stream, and `torch.get_num_threads()` for several.
 
+    Attributes:
+        table: The instructions, integers with the columns :data:`ssmkit.streaming.kernels.FIELDS`.
+        weights: The packed weights, float32.
+
     Raises:
         TypeError: If `model` is not a sequence layer.
         ValueError: If it holds a module of an unknown kind, which the message names, or is bidirectional.
@@ -85,7 +89,7 @@ class Engine:
             raise ValueError(
                 "Engine: the input width of `model` is not known; begin with a layer or module that tells it."
             )
-        self._table, self._weights = program.table(), program.weights()
+        self.table, self.weights = program.table(), program.weights()
         self._size, self._counters, self._classes = program.size, program.counters, program.classes
         self._model_state = model.initial_state
         self._workers = ThreadPoolExecutor(max(1, threads or os.cpu_count() or 1), "ssmkit")
@@ -189,6 +193,7 @@ class Stream:
     Made by :meth:`Engine.start`. A stream must not be run by two threads at a time.
 
     Attributes:
+        engine: What runs them.
         batch_shape: The batch axes.
 
     Example:
@@ -202,7 +207,7 @@ class Stream:
 
     def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State) -> None:
         self.batch_shape = torch.Size(batch_shape)
-        self._engine = engine
+        self.engine = engine
         # An odd number of cache lines: the same line of all streams shall not fall on one set of the cache.
         row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
         floats = np.zeros((prod(batch_shape), row), np.float32)
@@ -213,8 +218,8 @@ class Stream:
     @property
     def state(self) -> State:
         """Where the streams have got to, as `step` has it: a copy, of the dtype and on the device of the first one."""
-        kernels.settle(self._engine._table, self._engine._weights, self._memory.floats, self._memory.counters)
-        return self._engine._packing.unpack(self._like, self.batch_shape, self._memory)
+        kernels.settle(self.engine.table, self.engine.weights, self._memory.floats, self._memory.counters)
+        return self.engine._packing.unpack(self._like, self.batch_shape, self._memory)
 
     def run(self, u: Tensor) -> Tensor:
         """Maps a chunk of any length.
@@ -229,7 +234,7 @@ class Stream:
             TypeError: If `u` is of the wrong kind.
             ValueError: If its shape is wrong, or a class is not one of the model's.
         """
-        engine, streams = self._engine, len(self._memory.floats)
+        engine, streams = self.engine, len(self._memory.floats)
         if engine._batch(u) != self.batch_shape:
             raise ValueError(
                 f"Stream.run: `u` must have the batch shape {tuple(self.batch_shape)}, got shape {tuple(u.shape)}."
@@ -247,8 +252,8 @@ class Stream:
 
         def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
             kernels.run(
-                engine._table,
-                engine._weights,
+                engine.table,
+                engine.weights,
                 memory.floats,
                 memory.counters,
                 engine._source.start,
@@ -284,7 +289,7 @@ class Stream:
             ValueError: If the model does not take the classes that it gives, a shape is wrong, or an option is out of
                 its range.
         """
-        engine = self._engine
+        engine = self.engine
         width, streams = engine.d_output, len(self._memory.floats)
         if engine._classes is None or engine._classes < width:
             raise ValueError("Stream.generate: the model must begin with an Embedding of as many classes as it gives.")
@@ -307,8 +312,8 @@ class Stream:
 
         def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
             kernels.generate(
-                engine._table,
-                engine._weights,
+                engine.table,
+                engine.weights,
                 memory.floats,
                 memory.counters,
                 engine._target.start,

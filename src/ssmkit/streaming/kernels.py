@@ -358,6 +358,21 @@ def _turn(w: Any, x: Any, n: Any, u: Any) -> None:
 
 
 @_compiled
+def _diagonal(w: Any, x: Any, n: Any, u: Any) -> Any:
+    """The step of a feature with one output and nothing but poles: returns c A x."""
+    a_re, a_im, b_re, b_im = w[:n], w[n : 2 * n], w[2 * n : 3 * n], w[3 * n : 4 * n]
+    c_re, c_im = w[4 * n : 5 * n], w[5 * n : 6 * n]
+    re, im = x[:n], x[n : 2 * n]
+    y = _F(0)
+    for i in range(n):
+        x_re, x_im = re[i], im[i]
+        y += c_re[i] * x_re + c_im[i] * x_im
+        re[i] = a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u
+        im[i] = a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u
+    return y
+
+
+@_compiled
 def _rank_one(w: Any, x: Any, n: Any, u: Any) -> Any:
     """The step of a feature with one output and a low-rank part of rank 1: returns c A x."""
     a_re, a_im, b_re, b_im = w[:n], w[n : 2 * n], w[2 * n : 3 * n], w[3 * n : 4 * n]
@@ -410,8 +425,9 @@ def _ssm(
         for stream in range(len(memory)):
             x = memory[stream, state + h * size : state + (h + 1) * size]
             u = memory[stream, source + h]
-            if C == 1 and r == 1:
-                memory[stream, target + h] = _rank_one(part, x, n, u) + w[h] * u
+            if C == 1 and r <= 1:
+                y = _rank_one(part, x, n, u) if r else _diagonal(part, x, n, u)
+                memory[stream, target + h] = y + w[h] * u
                 continue
             for j in range(C + r):
                 seen[j] = _dot(rows[j * size : (j + 1) * size], x)

@@ -1,0 +1,325 @@
+"""Measures models sample by sample: samples per second, latency, and how far from the speed of reading the weights.
+
+    python benchmarks/streaming.py
+    python benchmarks/streaming.py --peer path/to/state-spaces-s4
+
+The contenders of a line are timed turn by turn in one process. Results go to `benchmarks/results/` as JSON, and into
+the tables and the picture of the documentation.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import functools
+import itertools
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numba
+import numpy as np
+import torch
+import tyro
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+import cases
+from measure import Run, turn_by_turn
+from sashimi.generation import Sampling, StepEngine
+from sashimi.model import sashimi
+from ssmkit import Sequential
+from ssmkit.streaming import Engine
+from ssmkit.streaming.kernels import FIELDS, Op
+
+RATE = 16000
+"""Samples per second of the audio that the models are for."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure streams."""
+
+    peer: Path | None = None
+    """A checkout of state-spaces/s4, to be measured in the same run."""
+    rounds: int = 5
+    """Counted turns of every contender."""
+    compile: bool = True
+    """Measure the step under torch.compile too, which compiles for minutes."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Streams side by side, for the picture."""
+    out: Path = Path(__file__).parent / "results"
+    """Where the JSON goes."""
+
+
+MODELS: dict[str, Callable[[], Sequential]] = {
+    "width 32, 2 blocks": lambda: sashimi(32, 2),
+    "width 64, 2 blocks": lambda: sashimi(64, 2),
+    "width 64, 8 blocks": lambda: sashimi(64, 8),
+    "width 64, 8 blocks, S4D": lambda: sashimi(64, 8, layer="s4d"),
+    "width 64, 8 blocks, one tier": lambda: sashimi(64, 8, pool=()),
+    "width 128, 8 blocks": lambda: sashimi(128, 8),
+}
+"""SaShiMis by size; with state size 64 and pools of 4 and 4 where nothing else is said."""
+
+PAPER = "width 64, 8 blocks"
+"""The size that the SaShiMi paper uses."""
+
+
+def sampled(model: Sequential, batch: int, length: int, threads: int | None) -> Run:
+    """So many samples of a compiled program, each fed back."""
+    stream = Engine(model, threads=threads).start(batch)
+    logits, chance = torch.zeros(batch, stream.engine.d_output), torch.rand(batch, length)
+    return lambda: stream.generate(logits, chance)
+
+
+def stepped(model: Sequential, batch: int, length: int, compiled: bool) -> Run:
+    """The same by steps."""
+    engine, state = StepEngine(model, compiled=compiled), model.initial_state(batch)
+    logits, chance = torch.zeros(batch, 256), torch.rand(batch, length, dtype=torch.double)
+    return lambda: engine.run(logits, state, chance, Sampling())
+
+
+def generation(config: Config, batch: int) -> list[dict[str, Any]]:
+    """Everybody at the paper's size: samples per second, and how often those of the reference or else of our step."""
+    torch.manual_seed(0)
+    model, cpu = MODELS[PAPER]().eval(), torch.device("cpu")
+    length = {"reference": 160 if batch == 1 else 32, "step": 160 if batch == 1 else 64, "torch.compile": 256}
+    runs: dict[str, Run] = {}
+    if config.peer:
+        case = cases.Case("generation", "dplr", False, B=batch, L=length["reference"], H=64)
+        runs["reference"] = cases.reference(case, cpu, config.peer)
+    runs["step"] = stepped(model, batch, length["step"], False)
+    if config.compile:
+        runs["torch.compile"] = stepped(model, batch, length["torch.compile"], True)
+    for threads in (1, 2):
+        runs[f"program, {threads} thread{'s' * (threads > 1)}"] = sampled(model, batch, 1600, threads)
+    times = turn_by_turn(runs, config.rounds, cpu)
+    per_sample = {name: [t / length.get(name, 1600) / batch for t in taken.seconds] for name, taken in times.items()}
+    base = per_sample["reference" if config.peer else "step"]
+    rows: list[dict[str, Any]] = []
+    for name, taken in per_sample.items():
+        ratios = sorted(a / b for a, b in zip(base, taken, strict=False))
+        rate = 1 / float(np.median(taken))
+        rows.append(
+            {
+                "batch": batch,
+                "contender": name,
+                "samples per second": rate,
+                "times real time": rate / RATE,
+                "speed-up": (ratios[0], float(np.median(ratios)), ratios[-1]),
+                "seconds per sample": taken,
+            }
+        )
+        low, middle, high = rows[-1]["speed-up"]
+        print(
+            f"batch {batch:<4}{name:<20}{rate:10,.0f} samples/s   {middle:6.2f} ({low:.2f} to {high:.2f})", flush=True
+        )
+    return rows
+
+
+def latency(frames: int = 600) -> list[dict[str, Any]]:
+    """Of single samples, each a call from Python: apart for those that start a lower tier's frame."""
+    torch.manual_seed(0)
+    stream = Engine(MODELS[PAPER]().eval()).start()
+    sample, period = torch.zeros(1, dtype=torch.long), 16
+    taken = np.empty(frames * period)
+    for k in range(-period, len(taken)):
+        begin = time.perf_counter()
+        stream.run(sample)
+        if k >= 0:
+            taken[k] = time.perf_counter() - begin
+    place = np.arange(len(taken)) % period
+    groups = {
+        "all": place >= 0,
+        "top tier alone": place % 4 != 3,
+        "a frame of the middle tier": (place % 4 == 3) & (place != 15),
+        "a frame of the bottom tier": place == 15,
+    }
+    rows = []
+    for name, chosen in groups.items():
+        values = dict(zip(("p50", "p99", "p99.9"), np.percentile(taken[chosen], [50, 99, 99.9]).tolist(), strict=True))
+        rows.append({"samples": name, **values, "mean": float(taken[chosen].mean())})
+        print(f"latency, {name:<28}" + "".join(f"{k} {1e6 * v:8.0f} us   " for k, v in values.items()), flush=True)
+    return rows
+
+
+@numba.njit(fastmath=True, nogil=True)
+def _read(weights: Any, segments: Any, length: Any) -> Any:
+    """Sums segments (start, end, period) of the weights, each once in so many samples, for as many samples."""
+    total = np.float32(0)
+    for k in range(1, length + 1):
+        for start, end, period in segments:
+            if k % period == 0:
+                part = weights[start:end]
+                for i in range(part.size):
+                    total += part[i]
+    return total
+
+
+def segments(table: np.ndarray, size: int) -> np.ndarray:
+    """Where the weights of every instruction lie, and once in how many samples they are read."""
+    column = {name: i for i, name in enumerate(FIELDS)}
+    starts = [line[column["weights"]] for line in table if line[column["op"]] not in (Op.ADD, Op.FRAME, Op.GLU)]
+    ends, found = [*starts[1:], size], []
+    period, until = [1], [len(table)]
+    place = 0
+    for at, line in enumerate(table):
+        while at >= until[-1]:
+            period.pop()
+            until.pop()
+        if line[column["op"]] == Op.FRAME:
+            period.append(period[-1] * int(line[column["c"]]))
+            until.append(int(line[column["d"]]))
+        elif line[column["op"]] == Op.EMBED:
+            place += 1  # one row of a table
+        elif line[column["op"]] not in (Op.ADD, Op.GLU):
+            found.append((starts[place], ends[place], period[-1]))
+            place += 1
+    return np.array(found)
+
+
+def sizes(config: Config) -> list[dict[str, Any]]:
+    """Real-time factors by size, beside the bare reading of the same weights at the same times."""
+    rows: list[dict[str, Any]] = []
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        model = make().eval()
+        engine = Engine(model)
+        parts = segments(engine.table, len(engine.weights))
+        runs: dict[str, Run] = {
+            "one thread": sampled(model, 1, 1600, 1),
+            "two threads": sampled(model, 1, 1600, 2),
+            "reading": functools.partial(_read, engine.weights, parts, 1600),
+        }
+        times = turn_by_turn(runs, config.rounds, torch.device("cpu"))
+        seconds = {who: taken.median / 1600 for who, taken in times.items()}
+        read = 4 * float(((parts[:, 1] - parts[:, 0]) / parts[:, 2]).sum())
+        rows.append(
+            {
+                "model": name,
+                "weights": engine.weights.nbytes,
+                "read per sample": read,
+                **{f"{who}, seconds per sample": value for who, value in seconds.items()},
+                "real-time factor, one thread": seconds["one thread"] * RATE,
+                "real-time factor, two threads": seconds["two threads"] * RATE,
+                "bandwidth of the program": read / seconds["one thread"],
+                "bandwidth of reading": read / seconds["reading"],
+            }
+        )
+        row = rows[-1]
+        one, two = (row[f"real-time factor, {who}"] for who in ("one thread", "two threads"))
+        program, reading = (row[f"bandwidth of {who}"] / 1e9 for who in ("the program", "reading"))
+        print(f"{name:<30} real-time factor {one:5.2f}, two threads {two:5.2f}", end="; ")
+        print(f"{read / 2**20:5.2f} of {row['weights'] / 2**20:5.1f} MiB per sample", end=", ")
+        print(f"{program:4.1f} GB/s of {reading:4.1f}", flush=True)
+    return rows
+
+
+def throughput(config: Config) -> list[dict[str, Any]]:
+    """Samples per second against the batch."""
+    torch.manual_seed(0)
+    model, rows = MODELS[PAPER]().eval(), []
+    for batch in config.batches:
+        length = max(16, 1600 // batch)
+        runs = {"program": sampled(model, batch, length, None), "step": stepped(model, batch, 16, False)}
+        times = turn_by_turn(runs, min(3, config.rounds), torch.device("cpu"))
+        row = {
+            "batch": batch,
+            "program": batch * length / times["program"].median,
+            "step": batch * 16 / times["step"].median,
+        }
+        print(f"batch {batch:<5} program {row['program']:8,.0f}   step {row['step']:8,.0f} samples/s", flush=True)
+        rows.append(row)
+    return rows
+
+
+def write(results: dict[str, Any], stem: Path) -> None:
+    """Tables and picture for the documentation."""
+
+    def table(part: str, columns: list[str], rows: list[list[str]]) -> None:
+        with stem.with_name(f"{stem.name}-{part}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+    table(
+        "generation",
+        ["streams", "contender", "samples per second", "times real time", "speed-up (spread)"],
+        [
+            [
+                str(r["batch"]),
+                r["contender"],
+                f"{r['samples per second']:,.0f}",
+                f"{r['times real time']:.3g}",
+                "{1:.1f} ({0:.1f} to {2:.1f})".format(*r["speed-up"]),
+            ]
+            for r in results["generation"]
+        ],
+    )
+    table(
+        "latency",
+        ["samples that run", "p50", "p99", "p99.9"],
+        [[r["samples"], *(f"{1e6 * r[p]:.0f} µs" for p in ("p50", "p99", "p99.9"))] for r in results["latency"]],
+    )
+    table(
+        "sizes",
+        ["model", "real-time factor", "two threads", "weights", "read per sample", "GB/s", "bare reading, GB/s"],
+        [
+            [
+                r["model"],
+                f"{r['real-time factor, one thread']:.2f}",
+                f"{r['real-time factor, two threads']:.2f}",
+                f"{r['weights'] / 2**20:.1f} MiB",
+                f"{r['read per sample'] / 2**20:.2f} MiB",
+                f"{r['bandwidth of the program'] / 1e9:.0f}",
+                f"{r['bandwidth of reading'] / 1e9:.0f}",
+            ]
+            for r in results["sizes"]
+        ],
+    )
+    machine = results["machine"]
+    stem.with_suffix(".txt").write_text(
+        f"{results['date']}: {machine['cpu']}; torch {machine['torch']}, numba {machine['numba']}, float32\n"
+    )
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for who, label in (("program", "compiled program"), ("step", "step")):
+        axis.loglog(
+            [r["batch"] for r in results["throughput"]], [r[who] for r in results["throughput"]], ".-", label=label
+        )
+    axis.axhline(RATE, color="0.6", linewidth=0.8, linestyle=":")
+    axis.annotate("16 kHz", (results["throughput"][-1]["batch"], RATE), ha="right", va="bottom", color="0.4")
+    axis.set(xlabel="streams", ylabel="samples per second, all streams together")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(stem.with_suffix(".svg"))
+    plt.close(figure)
+
+
+def main(config: Config) -> int:
+    """Measures, writes and draws."""
+    warnings.filterwarnings("ignore", module="torch")
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "machine": {**cases.machine(torch.device("cpu")), "numba": numba.__version__},
+        "generation": list(itertools.chain.from_iterable(generation(config, batch) for batch in (1, 32))),
+        "latency": latency(),
+        "sizes": sizes(config),
+        "throughput": throughput(config),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.out / f"{results['date']}-streaming-cpu.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, Path(__file__).parents[1] / "docs" / "_static" / "streaming-cpu")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
