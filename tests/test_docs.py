@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ssmkit
+import ssmkit.streaming
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = [
@@ -19,6 +20,7 @@ MODULES = [
     ssmkit.initializers,
     ssmkit.ops,
     ssmkit.states,
+    ssmkit.streaming,
     ssmkit.systems,
     ssmkit.testing,
 ]

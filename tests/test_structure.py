@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ssmkit
+import ssmkit.streaming
 
 ROOT = Path(ssmkit.__file__).parent
 

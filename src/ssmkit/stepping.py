@@ -24,7 +24,7 @@ Step: TypeAlias = Callable[[Tensor, State], tuple[Tensor, State]]
 _numbers = itertools.count()
 
 
-def compile_step(model: SequenceLayer, system: System = None) -> Step:
+def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     r"""Compiles a model's :meth:`~ssmkit.SequenceLayer.step`, for loops without gradients.
 
     The system is closed over as a constant. The layers between two changes of the rate are compiled as one; the phases

@@ -28,11 +28,11 @@ class Generated(NamedTuple):
     """What :meth:`Stream.generate` has drawn."""
 
     classes: Tensor
-    """Shape (*, L)."""
+    """Shape :math:`(*, L)`."""
     nats: Tensor
-    """Negative log-likelihood of each under the model, whatever the temperature, in float64; shape (*, L)."""
+    """Negative log-likelihood of each under the model, whatever the temperature, in float64; shape :math:`(*, L)`."""
     logits: Tensor
-    """What the model says of the next sample; shape (*, classes)."""
+    """What the model says of the next sample; shape :math:`(*, classes)`."""
 
 
 class Engine:
@@ -57,7 +57,7 @@ class Engine:
             slower, not faster. By default one for one stream, and `torch.get_num_threads()` for several.
 
     Attributes:
-        table: The instructions, integers with the columns :data:`ssmkit.streaming.kernels.FIELDS`.
+        table: The instructions, integers with the columns `FIELDS` of `ssmkit.streaming.kernels`.
         weights: The packed weights, float32.
 
     Raises:
