@@ -217,7 +217,7 @@ class Stream:
 
     @property
     def state(self) -> State:
-        """A copy of where the streams have got to, as `step` has it, in the dtype and on the device of the first state."""
+        """A copy of where the streams have got to, as `step` has it, with dtype and device of the first state."""
         kernels.settle(self.engine.table, self.engine.weights, self._memory.floats, self._memory.counters)
         return self.engine._packing.unpack(self._like, self.batch_shape, self._memory)
 
