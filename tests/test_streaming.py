@@ -407,6 +407,17 @@ def test_without_numba_the_error_says_what_to_install():
     assert "pip install 'ssmkit[streaming]'" in done.stderr.splitlines()[-1]
 
 
+def test_a_machine_without_a_place_to_keep_what_is_compiled_will_do():
+    program = (
+        "import numba.core.caching as c, numpy as np\n"
+        "(getattr(c, 'CacheImpl', None) or c._CacheImpl)._locator_classes = []\n"
+        "from ssmkit.streaming import kernels\n"
+        "memory, counters = np.zeros((1, 16), np.float32), np.zeros(1, np.int64)\n"
+        "kernels.settle(np.zeros((0, 12), np.int64), memory[0], memory, counters)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_library_alone_does_not_load_numba():
     program = "import sys, ssmkit; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

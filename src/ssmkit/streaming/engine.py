@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import NamedTuple
 
@@ -92,8 +90,6 @@ class Engine:
         self.table, self.weights = program.table(), program.weights()
         self._size, self._counters, self._classes = program.size, program.counters, program.classes
         self._model_state = model.initial_state
-        self._workers = ThreadPoolExecutor(max(1, threads or os.cpu_count() or 1), "ssmkit")
-        self._team = threading.Lock()
         # Compiles now, or reads what was compiled, so that no sample waits for it.
         nobody = self.start(0)
         if self._classes is None:
@@ -178,12 +174,13 @@ class Engine:
                 (slice(lo, hi), Memory(memory.floats[lo:hi], memory.counters.copy()), 0, 1, alone)
                 for lo, hi in zip(edges, edges[1:], strict=False)
             ]
-        # Two teams at once on the same workers could wait for each other for ever.
-        with self._team:
-            rest = [self._workers.submit(work, *part) for part in parts[1:]]
-            work(*parts[0])
-            for future in rest:
-                future.result()
+        # Threads of this call alone: those of a pool could be busy while the others of their team wait for them.
+        rest = [threading.Thread(target=work, args=part) for part in parts[1:]]
+        for thread in rest:
+            thread.start()
+        work(*parts[0])
+        for thread in rest:
+            thread.join()
         memory.counters[...] = parts[0][1].counters
 
 

@@ -31,7 +31,15 @@ _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, 
 # Without reference counts, which for every slice in a loop cost more than the arithmetic behind it.
 _compiled = numba.njit(_nrt=False, **_OPTIONS)
 _allocating = numba.njit(**_OPTIONS)
-_entry = numba.njit(cache=True, **_OPTIONS)
+
+
+def _entry(function: Callable[..., Any]) -> Any:
+    """What Python calls: compiled once for a machine, if there is a place to keep it, and else once for a process."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:
+        return _allocating(function)
+
 
 LANE = 16
 """Floats in a cache line: where arrays begin, and where the parts of a team meet."""
