@@ -32,8 +32,8 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
     tier has run, which is after one frame of the slowest. The first steps compile, some seconds for each tier, and so
     do those of a batch of another size.
 
-    It works for every model, on any device, and beats `step` most where batches are small. On a CPU
-    :class:`ssmkit.streaming.Engine` is faster, and knows the kinds of layers in its table alone.
+    It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, and knows the kinds of
+    layers in its table alone.
 
     Where there is no compiler for the device (a C++ compiler for a CPU), it warns and returns the model's own step.
 
