@@ -105,15 +105,10 @@ _E2, _E3, _E4, _E5, _E6, _E7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
 
 
 @_compiled
-def _clamp(x: Any, low: Any, high: Any) -> Any:
-    """A number between two; NaN stays NaN, which `min` and `max` would hide."""
-    return low if x < low else high if x > high else x
-
-
-@_compiled
 def _exp(x: Any) -> Any:
     """e^x to 1.5e-7, in operations that a vector unit has: 2^k times the Taylor sum of the rest, at most ln(2) / 2."""
-    x = _clamp(x, _F(-87), _F(88))
+    # In this order NaN stays NaN; a clamp of comparisons would keep LLVM from the vector unit.
+    x = min(max(x, _F(-87)), _F(88))
     k = _F(math.floor(x * _LOG2_E + _F(0.5)))
     f = (x - k * _LN2_HIGH) - k * _LN2_LOW
     p = _F(1) + f * (_F(1) + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * (_E6 + f * _E7))))))
@@ -144,7 +139,7 @@ _TANH_SCALE = _F(2 * (2 / math.pi) ** 0.5)
 @_compiled
 def _phi(x: Any) -> Any:
     """The normal distribution function, erfc(-x / √2) / 2."""
-    z = _clamp(abs(x) * _ROOT_HALF, _F(0), _F(_FARTHEST))
+    z = min(abs(x) * _ROOT_HALF, _F(_FARTHEST))
     t = _F(2) / (_F(2) + z)
     s = (t - _LOW) * _SPREAD - _F(1)
     p = _P5 + s * (_P6 + s * (_P7 + s * (_P8 + s * (_P9 + s * _P10))))
@@ -175,19 +170,19 @@ def _over(function: Callable[..., Any]) -> Any:
     return loop
 
 
-_elu = _over(lambda x, p, q, r: p * (x if x > 0 else q * _F(math.expm1(x / r))))
+_elu = _over(lambda x, p, q, r: p * (max(x, _F(0)) + q * _F(math.expm1(min(x, _F(0)) / r))))
 _gelu = _over(lambda x, p, q, r: x * _phi(x))
 _gelu_tanh = _over(lambda x, p, q, r: x * _sigmoid(_TANH_SCALE * (x + _F(0.044715) * x * x * x)))
 _hard_shrink = _over(lambda x, p, q, r: _F(0) if abs(x) <= p else x)
-_clip = _over(lambda x, p, q, r: _clamp(x, p, q))
-_hard_sigmoid = _over(lambda x, p, q, r: _clamp(x / _F(6) + _F(0.5), _F(0), _F(1)))
-_hard_swish = _over(lambda x, p, q, r: x * _clamp(x / _F(6) + _F(0.5), _F(0), _F(1)))
+_clip = _over(lambda x, p, q, r: min(max(x, p), q))
+_hard_sigmoid = _over(lambda x, p, q, r: min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
+_hard_swish = _over(lambda x, p, q, r: x * min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
 _leaky_relu = _over(lambda x, p, q, r: x if x > 0 else p * x)
 _scaled_softplus = _over(lambda x, p, q, r: r * (r * x if r * x > q else p * _softplus(r * x / p)))
 _mish = _over(lambda x, p, q, r: x * _F(math.tanh(_softplus(x))))
 _silu = _over(lambda x, p, q, r: x * _sigmoid(x))
 _sigmoids = _over(lambda x, p, q, r: _sigmoid(x))
-_soft_shrink = _over(lambda x, p, q, r: x - _clamp(x, -p, p))
+_soft_shrink = _over(lambda x, p, q, r: max(x - p, _F(0)) + min(x + p, _F(0)))
 _soft_sign = _over(lambda x, p, q, r: x / (_F(1) + abs(x)))
 _tanh = _over(lambda x, p, q, r: _F(math.tanh(x)))
 _tanh_shrink = _over(lambda x, p, q, r: x - _F(math.tanh(x)))
