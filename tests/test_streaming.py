@@ -397,6 +397,10 @@ def test_wrong_arguments_are_answered(speaker):
     engine, layer = Engine(speaker), S4D(3, 4)
     with pytest.raises(TypeError, match="SequenceLayer"):
         Engine(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="`system` must be"):
+        Engine(layer, S4D(3, 8).system())
+    with pytest.raises(ValueError, match="`system` must be a tuple of 4"):
+        Engine(speaker, ((),))
     with pytest.raises(ValueError, match="threads"):
         Engine(layer, threads=0)
     with pytest.raises(TypeError, match="classes"):

@@ -60,7 +60,8 @@ class Engine:
 
     Raises:
         TypeError: If `model` is not a sequence layer.
-        ValueError: If it holds a module of an unknown kind, which the message names, or is bidirectional.
+        ValueError: If it holds a module of an unknown kind, which the message names, or is bidirectional; or if the
+            system is of another model.
 
     Example:
         >>> model = ssmkit.Sequential(ssmkit.S4Block(8, ssmkit.S4(8)), torch.nn.Linear(8, 2))

@@ -83,7 +83,7 @@ def _known(table: dict[Any, _T], module: nn.Module) -> _T:
 @_lowers(LAYERS, Sequential, Checkpoint, S4Block)
 def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tuple[Slot, Packing]:
     y, parts = source, []
-    for child, part in zip(layer._children(), system, strict=True):
+    for child, part in layer._shares(system):
         y, packing = lower(program, child, part, y)
         parts.append(packing)
     return y, Together(tuple(parts))
@@ -110,7 +110,7 @@ def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: 
 def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
     if layer.bidirectional:
         raise ValueError("Engine: a bidirectional layer reads the future, and cannot run sample by sample.")
-    recurrence = system.recurrence
+    recurrence = layer._given(system).recurrence
     C, H, N = recurrence.shape
     rank = len(recurrence.columns) - 1
 
