@@ -507,3 +507,18 @@ def test_strings_ring_along(tmp_path):
         failed = subprocess.run([*command, *wrong], input=b"noise", capture_output=True, check=False)
         assert failed.returncode == 1
         assert words in failed.stderr.decode()
+
+
+def test_without_numba_it_says_what_to_install_or_to_give(trained, tmp_path):
+    hidden = (
+        f"import sys; sys.modules['numba'] = None; sys.path.insert(0, {str(EXAMPLES)!r}); import sashimi_youtubemix"
+    )
+    play = ["generate", "--model", str(trained / "run"), "--seconds", "0.01", "--out", str(tmp_path / "x.wav")]
+    runs = {"auto": 1, "step": 0}
+    for engine, status in runs.items():
+        code = f"{hidden}; sys.exit(sashimi_youtubemix.main({[*play, '--engine', engine]!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        if status:
+            assert "pip install 'ssmkit[streaming]'; or give --engine step." in done.stderr
+            assert "Traceback" not in done.stderr
