@@ -45,7 +45,7 @@ class Args:
     """Audio file, or - for WAV on standard input; by default a clip that comes with the example."""
     out: Path | None = None
     """WAV file to write; by default to standard output."""
-    wet: float = 0.15
+    wet: float = 0.1
     """Loudness of the strings' answer to noise beside that of the noise; music, which meets their pitch, is answered
     louder."""
     seconds: float = 4.0
@@ -56,7 +56,7 @@ class Args:
     """Samples from read to write."""
 
 
-def strings(sample_rate: int, seconds: float = 4.0, partials: int = 6, wet: float = 0.15, seed: int = 0) -> S4D:
+def strings(sample_rate: int, seconds: float = 4.0, partials: int = 6, wet: float = 0.1, seed: int = 0) -> S4D:
     r"""Piano strings as a layer of one feature: :math:`h(t) = 2 \Re \sum_n C_n e^{\lambda_n t}`.
 
     Each partial has :math:`\Im \lambda = 2 \pi f` with a frequency f a little above its multiple of the string's, as
