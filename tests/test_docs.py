@@ -12,18 +12,9 @@ import torch
 
 import ssmkit
 import ssmkit.streaming
+from test_structure import PUBLIC
 
 DOCS = Path(__file__).parents[1] / "docs"
-MODULES = [
-    ssmkit,
-    ssmkit.hippo,
-    ssmkit.initializers,
-    ssmkit.ops,
-    ssmkit.states,
-    ssmkit.streaming,
-    ssmkit.systems,
-    ssmkit.testing,
-]
 
 
 def build(builder: str, out: Path) -> None:
@@ -62,7 +53,7 @@ def test_pages_with_formulas_load_the_local_mathjax(site):
 def test_every_public_name_has_an_entry(site):
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     entries = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
-    names = {f"{module.__name__}.{name}" for module in MODULES for name in module.__all__}
+    names = {f"{module.__name__}.{name}" for module in PUBLIC for name in module.__all__}
     assert names <= entries, sorted(names - entries)
 
 

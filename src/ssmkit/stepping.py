@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layers import MultiRate, Sequential
 from .layers.base import SequenceLayer, System
@@ -82,30 +82,34 @@ def _compiled(layer: SequenceLayer, system: System) -> Step:
     return cast(Step, torch.compile(own, dynamic=False))
 
 
+def _changes_rate(layer: nn.Module) -> bool:
+    return any(isinstance(part, MultiRate) for part in layer.modules())
+
+
 def _plan(layer: SequenceLayer, system: System) -> Step:
     """The step of a layer, of compiled parts that are as large as can be."""
-    if not any(isinstance(part, MultiRate) for part in layer.modules()):
+    if not _changes_rate(layer):
         return _compiled(layer, system)
     if isinstance(layer, MultiRate):
         return functools.partial(layer.step_by, _plan(layer.layer, system))
-    if isinstance(layer, Chain):
+    if isinstance(layer, Chain) and type(layer).step is Chain.step:
         return _plan_chain(layer, system)
     # A layer of the user's own that changes the rate inside: what it does with phases is not known here.
     return functools.partial(layer.step, system=system)
 
 
 def _plan_chain(chain: Chain, system: System) -> Step:
-    several_rates = [any(isinstance(part, MultiRate) for part in child.modules()) for child in chain.layers]
     groups: list[tuple[Callable[..., Any], slice]] = []
-    for changes, group in itertools.groupby(range(len(several_rates)), several_rates.__getitem__):
-        places = list(group)
+    place = 0
+    for changes, group in itertools.groupby(chain._children(), _changes_rate):
+        children = list(group)
         if not changes:
-            part = slice(places[0], places[-1] + 1)
-            together = Sequential(*itertools.islice(chain.layers, part.start, part.stop))
-            groups.append((_compiled(together, system[part]), part))
-        for place in places if changes else ():
-            child = cast(SequenceLayer, chain.layers[place])
-            groups.append((_alone(_plan(child, system[place])), slice(place, place + 1)))
+            part = slice(place, place + len(children))
+            groups.append((_compiled(Sequential(*children), system[part]), part))
+        else:
+            for at, child in enumerate(children, place):
+                groups.append((_alone(_plan(child, system[at])), slice(at, at + 1)))
+        place += len(children)
 
     def step(u: Tensor, state: Any) -> tuple[Tensor, State]:
         y: Tensor = u

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.polynomial import chebyshev
 
-__all__ = ["CORRECT_EVERY", "FIELDS", "LANE", "Activation", "Op", "generate", "run", "settle"]
+__all__ = ["CORRECT_EVERY", "FIELDS", "LANE", "Activation", "Op", "generate", "lines", "run", "settle"]
 
 # NaN and infinity keep their meaning; sums may be taken in the order that the vector unit likes.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
@@ -62,9 +62,7 @@ class Op(IntEnum):
     SOFTMAX = 5  # n width; a: -1 for the softmin, b: 1 for the logarithm
     ADD = 6  # n width; a: the other summand
     SSM = 7  # n features; a: state, b: complex states, c: outputs, d: rank of the low-rank part; counter
-    FRAME = (
-        8  # n width; a: frame being filled, b: frame being emitted, c: pool, d: where to go if it is not full; counter
-    )
+    FRAME = 8  # n width; a: frame being filled, b: frame being emitted, c: pool, d: where to go unless full; counter
 
 
 FIELDS = ("op", "wait", "source", "target", "weights", "n", "m", "a", "b", "c", "d", "counter")
@@ -231,13 +229,21 @@ def _activate(kind: Any, x: Any, y: Any, p: Any, q: Any, r: Any) -> None:
 # Slices, not indices with an offset: numba lets an index be negative, which keeps LLVM from using the vector unit.
 
 
+def lines(size: Any) -> Any:
+    """So many floats, and as many more as fill a cache line."""
+    return (size + LANE - 1) // LANE * LANE
+
+
+_lines = _compiled(lines)
+
+
 @_compiled
 def _share(n: Any, rank: Any, team: Any) -> Any:
     """The part of n numbers that a thread of a team computes: whole cache lines."""
     if team == 1:
         return 0, n
-    lines = (n + LANE - 1) // LANE
-    return min(n, lines * rank // team * LANE), min(n, lines * (rank + 1) // team * LANE)
+    count = _lines(n) // LANE
+    return min(n, count * rank // team * LANE), min(n, count * (rank + 1) // team * LANE)
 
 
 @_compiled
@@ -281,7 +287,7 @@ def _four(w0: Any, w1: Any, w2: Any, w3: Any, x: Any) -> Any:
 @_compiled
 def _linear(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: Any, hi: Any) -> None:
     """Bias (m, to a whole line), then rows (m, n), each read once for all streams."""
-    start = (m + LANE - 1) // LANE * LANE
+    start = _lines(m)
     bias, rows = w[:m], w[start : start + m * n]
     whole = lo + (hi - lo) // 4 * 4
     for j in range(lo, whole, 4):
@@ -299,7 +305,7 @@ def _linear(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: A
 @_compiled
 def _gated(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: Any, hi: Any) -> None:
     """Bias (2 m, to a whole line), then rows (2 m, n): the first m times the sigmoids of the others."""
-    start = (2 * m + LANE - 1) // LANE * LANE
+    start = _lines(2 * m)
     bias, gates = w[:m], w[m : 2 * m]
     rows, gate_rows = w[start : start + m * n], w[start + m * n : start + 2 * m * n]
     whole = lo + (hi - lo) // 2 * 2
@@ -324,7 +330,7 @@ def _gated(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: An
 def _norm(w: Any, x: Any, y: Any, centre: Any, lo: Any, hi: Any) -> None:
     """Epsilon in a line of its own, then gains (n, to a whole line) and biases (n)."""
     n = x.size
-    start = LANE + (n + LANE - 1) // LANE * LANE
+    start = LANE + _lines(n)
     gain, bias = w[LANE : LANE + n], w[start : start + n]
     mean = _F(0)
     if centre:
@@ -427,7 +433,7 @@ def _ssm(
     """
     size = 2 * n
     stride = size * (2 + C + 2 * r)
-    start = (C * H + LANE - 1) // LANE * LANE
+    start = _lines(C * H)
     for h in range(lo, hi):
         part = w[start + h * stride : start + (h + 1) * stride]
         columns, rows = part[2 * size : (2 + r) * size], part[(2 + r) * size : stride]
@@ -456,7 +462,7 @@ def _correct(w: Any, memory: Any, H: Any, state: Any, n: Any, C: Any, r: Any, st
     are set to zero, before denormal numbers slow the processor down.
     """
     size = 2 * n
-    start = (C * H + LANE - 1) // LANE * LANE + H * size * (2 + C + 2 * r)
+    start = _lines(C * H) + H * size * (2 + C + 2 * r)
     for h in range(lo, hi):
         part = w[start + h * size : start + (h + 1) * size]
         d_re, d_im = part[:n], part[n:]

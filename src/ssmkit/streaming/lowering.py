@@ -86,7 +86,7 @@ def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tupl
     for child, part in layer._shares(system):
         y, packing = lower(program, child, part, y)
         parts.append(packing)
-    return y, Together(tuple(parts))
+    return y, Together(layer, tuple(parts))
 
 
 @_lowers(LAYERS, Residual)
@@ -160,7 +160,7 @@ def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot
         z = _linear(program, before, down.bias, filling, program.slot(layer.down.d_output))
         w, packing = lower(program, layer.layer, system, z)
         _linear(program, after, biases, w, emitting)
-    return y, Frames(filling, emitting, counter, pool, packing)
+    return y, Frames(layer, filling, emitting, counter, packing)
 
 
 # --- position-wise modules --------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..layers import MultiRate
+from ..layers.containers import Chain, _no_state
 from ..states import State
 
 __all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Poles", "Slot", "Together"]
@@ -63,8 +65,7 @@ class Nothing:
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Writes nothing."""
-        if state != ():
-            raise ValueError("Engine: `state` must be () where a layer has no memory, got another layer's.")
+        _no_state("Engine", state)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
         """`()`."""
@@ -110,31 +111,30 @@ class Kept:
 class Frames:
     """The frame being filled, from its end outside and from its beginning inside; the one being emitted; the phase."""
 
+    layer: MultiRate
     filling: Slot
     emitting: Slot
     counter: int
-    pool: int
     inner: Packing
 
     def _frame(self, slot: Slot, memory: Memory) -> np.ndarray:
-        return slot.of(memory).reshape(len(memory.floats), self.pool, slot.width // self.pool)
+        return slot.of(memory).reshape(len(memory.floats), self.layer.pool, self.layer.d_input)
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Moves the samples of the frame being filled to its beginning."""
-        if not isinstance(state, tuple) or len(state) != 4 or not isinstance(state[2], int):
-            raise ValueError("Engine: `state` must be the model's own (a pair of frames, phase, inner state) here.")
-        phase, shape = state[2], (self.pool, self.filling.width // self.pool)
-        self._frame(self.filling, memory)[:, :phase] = _write(state[0], shape, batch)[:, self.pool - phase :]
-        self._frame(self.emitting, memory)[...] = _write(state[1], shape, batch)
+        filling, emitting, phase, inner = self.layer._parts(state, torch.Size(batch))
+        pool, shape = self.layer.pool, filling.shape[len(batch) :]
+        self._frame(self.filling, memory)[:, :phase] = _write(filling, shape, batch)[:, pool - phase :]
+        self._frame(self.emitting, memory)[...] = _write(emitting, shape, batch)
         memory.counters[self.counter] = phase
-        self.inner.pack(state[3], batch, memory)
+        self.inner.pack(inner, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
         """Moves them back to its end."""
         filling, emitting, _, inner = cast(tuple[State, ...], like)
         phase = int(memory.counters[self.counter])
         filled = np.zeros_like(self._frame(self.filling, memory))
-        filled[:, self.pool - phase :] = self._frame(self.filling, memory)[:, :phase]
+        filled[:, self.layer.pool - phase :] = self._frame(self.filling, memory)[:, :phase]
         emitted = self._frame(self.emitting, memory)
         return (
             _read(filled, filling, batch),
@@ -146,15 +146,14 @@ class Frames:
 
 @dataclass(frozen=True)
 class Together:
-    """The tuple of several."""
+    """The tuple of a container's children's."""
 
+    layer: Chain
     parts: tuple[Packing, ...]
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Each."""
-        if type(state) is not tuple or len(state) != len(self.parts):
-            raise ValueError(f"Engine: `state` must be the model's own, a tuple of {len(self.parts)} here.")
-        for part, child in zip(self.parts, state, strict=True):
+        for part, (_, child, _) in zip(self.parts, self.layer._shares(None, state), strict=True):
             part.pack(child, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:

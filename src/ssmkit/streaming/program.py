@@ -9,15 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import FIELDS, LANE, Op
+from .kernels import FIELDS, LANE, Op, lines
 from .packing import Slot
 
 __all__ = ["Program"]
-
-
-def _lines(size: int) -> int:
-    """So many floats, and as many more as fill a cache line."""
-    return -(-size // LANE) * LANE
 
 
 class Program:
@@ -45,14 +40,15 @@ class Program:
         start = self._held
         for array in arrays:
             flat = array.detach().to("cpu", torch.float32).reshape(-1).numpy()
-            self._weights.append(np.pad(flat, (0, _lines(flat.size) - flat.size)))
-            self._held += _lines(flat.size)
+            self._weights.append(np.pad(flat, (0, lines(flat.size) - flat.size)))
+            self._held += self._weights[-1].size
         return start
 
     def slot(self, width: int) -> Slot:
         """Plans a vector in the memory."""
-        self.size += _lines(width)
-        return Slot(self.size - _lines(width), width)
+        slot = Slot(self.size, width)
+        self.size += lines(width)
+        return slot
 
     def counter(self) -> int:
         """Plans a counter."""
@@ -105,7 +101,7 @@ class Program:
         return True
 
     def wrote(self, slot: Slot, scattered: bool = False) -> None:
-        """Says that an instruction has written more than its target."""
+        """Says that the instruction written last writes to a slot."""
         self._unseen.add(slot.start)
         if scattered:
             self._scattered.add(slot.start)
