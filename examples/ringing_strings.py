@@ -28,7 +28,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from sashimi.audio import WavWriter
-from sashimi.problems import Problem
+from sashimi.problems import Problem, exit_status
 from ssmkit import S4D
 from ssmkit.streaming import Engine
 
@@ -149,14 +149,9 @@ def run(args: Args) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the program; what a user can put right is said in one sentence."""
+    """Runs the program."""
     command: Args = tyro.cli(Annotated[Args, tyro.conf.arg(name="")], args=arguments, description=__doc__)
-    try:
-        run(command)
-    except Problem as problem:
-        print(f"ringing_strings: {problem}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status("ringing_strings", lambda: run(command))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from sashimi.config import Settings
 from sashimi.evaluation import evaluate, evaluate_by_step
 from sashimi.generation import Sampling, Streams, generate, load_streams, make_engine, prime, save_streams
 from sashimi.overfitting import LENGTH, Epoch, overfit
-from sashimi.problems import Problem
+from sashimi.problems import Problem, exit_status
 from sashimi.report import Sound, write_report
 from sashimi.storage import MODEL, Run, Trained, load_model, make_folder, write_text
 from sashimi.training import Trainer, join_world, train
@@ -405,8 +405,8 @@ def parse(arguments: list[str]) -> Command:
     return command
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the program; what a user can put right is said in one sentence."""
+def run_command(arguments: list[str]) -> None:
+    """Runs what the command line says; all in small if it says nothing."""
     runs: dict[type, Callable[..., None]] = {
         Train: run_train,
         Evaluate: run_evaluate,
@@ -414,16 +414,16 @@ def main(arguments: list[str]) -> int:
         Overfit: run_overfit,
         Report: run_report,
     }
-    try:
-        if not arguments:
-            run_all()
-        else:
-            command = parse(arguments)
-            runs[type(command)](command)
-    except Problem as problem:
-        print(f"sashimi_youtubemix: {problem}", file=sys.stderr)
-        return 1
-    return 0
+    if not arguments:
+        run_all()
+    else:
+        command = parse(arguments)
+        runs[type(command)](command)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the program."""
+    return exit_status("sashimi_youtubemix", lambda: run_command(arguments))
 
 
 if __name__ == "__main__":
