@@ -23,6 +23,7 @@ def leaves(state):
     return [state] if isinstance(state, torch.Tensor) else []
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", CAUSAL)
 @settings(max_examples=6)
@@ -34,6 +35,7 @@ def test_modes_agree(name, dtype, batch, L, data):
     assert_modes_agree(layer, example_input(layer, *batch, L), splits=[split])
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", CAUSAL)
 def test_three_scans_are_one(name):
     layer = CAUSAL[name]().double().eval()
@@ -45,6 +47,7 @@ def test_three_scans_are_one(name):
     assert relative_error(torch.cat(parts, 1), layer(u)) < 1e-10
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", CAUSAL)
 def test_gradients_agree_and_reach_every_parameter(name):
     """The gradients of forward, scan and steps are the same, and none is missing or zero."""
@@ -78,6 +81,7 @@ def test_gradients_agree_and_reach_every_parameter(name):
 WITHOUT_GRADIENT = ("TiedDropout", "S4Block, tied dropout", "MultiRate, pool 1")
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", [n for n in CAUSAL if n not in WITHOUT_GRADIENT])
 @pytest.mark.parametrize("mode", ["scan", "step"])
 def test_gradients_reach_the_initial_state(name, mode):
@@ -115,6 +119,7 @@ def test_empty_sequences_work(name, batch):
     assert [torch.equal(a, b) for a, b in zip(leaves(after), leaves(state), strict=True)] == [True] * len(leaves(state))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @settings(max_examples=5)
@@ -171,6 +176,7 @@ def test_parameters_are_real_and_free_of_any_length(name):
     assert {n: v.shape for n, v in layer.state_dict().items()} == shapes
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_state_goes_on_being_valid_after_an_optimiser_step(name):
     """A system is a value of the weights as they were; a state belongs to the data."""
@@ -194,6 +200,7 @@ def networks():
     yield "SSM", lambda: ssmkit.S4(3, 8)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("label", "make"), list(networks()))
 def test_low_precision_keeps_states_and_systems_in_float32(label, make):
     layer = make().bfloat16().eval()
@@ -211,6 +218,7 @@ def test_low_precision_keeps_states_and_systems_in_float32(label, make):
     assert relative_error(torch.stack(rows, 1), y) < 0.05
 
 
+@pytest.mark.numerical
 def test_autocast_leaves_the_recurrence_in_float32():
     layer, u = ssmkit.S4(3, 8), torch.randn(2, 30, 3)
     plain = layer(u)
@@ -233,6 +241,7 @@ LONG = {
 }
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("dt", [(1e-5, 2e-5), (1e-4, 1e-2), (1e-3, 1e-1)])
 def test_float32_holds_over_long_sequences(name, dt):

@@ -15,6 +15,7 @@ from test_ops import peak_memory
 STEPS = torch.tensor([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("cls", [S4, S4D])
 @pytest.mark.parametrize("init", ["legs", "legt", "fout"])
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ def test_float32_kernels(cls, init, N, L, bound):
     assert max(relative_error(a, b) for a, b in zip(single, double, strict=True)) < bound
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("N", [64, 256])
 @pytest.mark.parametrize("L", [1000, 16384])
 @pytest.mark.parametrize("init", ["legs", "legt", "fout"])

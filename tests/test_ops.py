@@ -51,6 +51,7 @@ def random_complex(*shape, dtype=torch.complex128):
     return torch.randn(*shape, dtype=torch.complex128).to(dtype)
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2))
 def test_vandermonde(L, N, batch):
@@ -60,6 +61,7 @@ def test_vandermonde(L, N, batch):
     )
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2), real=st.booleans())
 def test_vandermonde_transpose(L, N, batch, real):
@@ -67,6 +69,7 @@ def test_vandermonde_transpose(L, N, batch, real):
     same_values_and_gradients(ops.vandermonde_transpose, ops.naive_vandermonde_transpose, u, decaying(*batch, N))
 
 
+@pytest.mark.numerical
 def test_vandermonde_transpose_is_the_transpose():
     x, v, u = decaying(5), random_complex(5), random_complex(300)
     left = (ops.vandermonde(v, x, 300) * u).sum()
@@ -82,6 +85,7 @@ def test_vandermonde_takes_zero_for_a_node():
     assert grad == 1
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(
     L=st.integers(1, 60), N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2), block=st.integers(1, 64)
@@ -94,6 +98,7 @@ def test_cauchy(L, N, batch, block):
         )
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=st.integers(1, 70), N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2))
 def test_cauchy_at_the_roots_of_unity(L, N, batch):
@@ -113,6 +118,7 @@ def contraction(*batch, N, slow=1e-3):
     return q * torch.exp(-torch.logspace(math.log10(slow), 0, N, dtype=torch.float64))
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 8), M=st.integers(1, 5), batch=st.lists(st.integers(1, 3), max_size=2))
 def test_krylov(L, N, M, batch):
@@ -126,6 +132,7 @@ def test_krylov(L, N, M, batch):
     )
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("block", [1, 3000])
 def test_krylov_is_the_same_in_blocks_of_any_size(block):
     b, c = torch.randn(5, 6, dtype=torch.float64), torch.randn(3, 5, 2, 6, dtype=torch.float64)
@@ -139,6 +146,7 @@ def test_krylov_is_the_same_in_blocks_of_any_size(block):
         )
 
 
+@pytest.mark.numerical
 @settings(max_examples=30)
 @given(
     L=st.integers(0, 60),
@@ -152,6 +160,7 @@ def test_causal_conv(L, M, H, C, batch):
     same_values_and_gradients(ops.causal_conv, ops.naive_causal_conv, u, k)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("block", [1, 200, 1 << 30])
 def test_convolution_is_the_same_in_blocks_of_any_size(monkeypatch, block):
     monkeypatch.setitem(sys.modules["ssmkit.ops.conv"]._BLOCK, "cpu", block)
@@ -159,6 +168,7 @@ def test_convolution_is_the_same_in_blocks_of_any_size(monkeypatch, block):
     same_values_and_gradients(ops.causal_conv, ops.naive_causal_conv, u, k)
 
 
+@pytest.mark.numerical
 def test_two_sided_conv():
     u = torch.randn(2, 9, 3, dtype=torch.float64)
     k, r = torch.randn(2, 4, 3, 9, dtype=torch.float64)
@@ -170,6 +180,7 @@ def test_two_sided_conv():
     same_values_and_gradients(ops.two_sided_conv, naive, u, k, r)
 
 
+@pytest.mark.numerical
 def test_second_derivatives():
     u, k = torch.randn(1, 5, 2, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64)
     v, z, w = random_complex(2), random_complex(3) + 3, random_complex(2) - 3
@@ -204,6 +215,7 @@ def check_single_precision(f, *arguments, against=None):
         assert (g - e).abs().max() / e.abs().max() < 5e-5
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_vandermonde(L):
     v, x = random_complex(2, 16, dtype=torch.complex64), decaying(2, 16, slow=1e-5, dtype=torch.complex64)
@@ -211,18 +223,21 @@ def test_single_precision_of_vandermonde(L):
     check_single_precision(ops.vandermonde_transpose, torch.randn(2, L), x)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_krylov(L):
     A = contraction(2, N=8, slow=1e-5).float()
     check_single_precision(lambda A, b, c: ops.krylov(A, b, c, L), A, torch.randn(2, 8), torch.randn(2, 2, 8))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_causal_conv(L):
     k = torch.randn(1, 3, L) * torch.exp(-torch.arange(L) / (L / 8))
     check_single_precision(ops.causal_conv, torch.randn(2, L, 3), k)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_cauchy(L):
     """Relative to the sum of the terms' sizes, as they cancel; values and gradients."""
