@@ -57,6 +57,7 @@ class Engine:
     Attributes:
         table: The instructions, integers with the columns `FIELDS` of `ssmkit.streaming.kernels`.
         weights: The packed weights, float32.
+        poles: The packed poles of the recurrences, float64.
 
     Raises:
         TypeError: If `model` is not a sequence layer.
@@ -82,14 +83,17 @@ class Engine:
         program = Program()
         with torch.no_grad():
             self._source = program.slot(model.d_input or 0)
+            # Every thread of a team copies its own part of the input: who reads the whole of it waits first.
+            program.wrote(self._source)
             system = model.system() if system is None else system
             self._target, self._packing = lower(program, model, system, self._source)
         if model.d_input is None and program.classes is None:
             raise ValueError(
                 "Engine: the input width of `model` is not known; begin with a layer or module that tells it."
             )
-        self.table, self.weights = program.table(), program.weights()
-        self._size, self._counters, self._classes = program.size, program.counters, program.classes
+        self.table, self.weights, self.poles = program.table(), program.weights(), program.poles()
+        self._size, self._states, self._counters = program.size, program.states, program.counters
+        self._classes = program.classes
         self._model_state = model.initial_state
         # Compiles now, or reads what was compiled, so that no sample waits for it.
         nobody = self.start(0)
@@ -168,11 +172,13 @@ class Engine:
         if streams == 1:
             arrivals = np.zeros(threads * kernels.LANE, np.int64)
             ranks = range(threads)
-            parts = [(slice(None), Memory(memory.floats, memory.counters.copy()), r, threads, arrivals) for r in ranks]
+            parts = [
+                (slice(None), memory._replace(counters=memory.counters.copy()), r, threads, arrivals) for r in ranks
+            ]
         else:
             edges = np.linspace(0, streams, min(threads, streams) + 1).round().astype(int)
             parts = [
-                (slice(lo, hi), Memory(memory.floats[lo:hi], memory.counters.copy()), 0, 1, alone)
+                (slice(lo, hi), Memory(memory.floats[lo:hi], memory.states[lo:hi], memory.counters.copy()), 0, 1, alone)
                 for lo, hi in zip(edges, edges[1:], strict=False)
             ]
         # Threads of this call alone: those of a pool could be busy while the others of their team wait for them.
@@ -209,14 +215,14 @@ class Stream:
         # An odd number of cache lines: the same line of all streams shall not fall on one set of the cache.
         row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
         floats = np.zeros((prod(batch_shape), row), np.float32)
-        self._memory = Memory(floats, np.zeros(max(1, engine._counters), np.int64))
+        states = np.zeros((prod(batch_shape), engine._states))
+        self._memory = Memory(floats, states, np.zeros(max(1, engine._counters), np.int64))
         self._like = state
         engine._packing.pack(state, self.batch_shape, self._memory)
 
     @property
     def state(self) -> State:
         """A copy of where the streams have got to, as `step` has it, with dtype and device of the first state."""
-        kernels.settle(self.engine.table, self.engine.weights, self._memory.floats, self._memory.counters)
         return self.engine._packing.unpack(self._like, self.batch_shape, self._memory)
 
     def run(self, u: Tensor) -> Tensor:
@@ -252,7 +258,9 @@ class Stream:
             kernels.run(
                 engine.table,
                 engine.weights,
+                engine.poles,
                 memory.floats,
+                memory.states,
                 memory.counters,
                 engine._source.start,
                 engine._target.start,
@@ -302,7 +310,7 @@ class Stream:
             raise ValueError(f"Stream.generate: `top_p` must be above 0 and at most 1, got {top_p!r}.")
         length = uniform.shape[-1]
         chance = uniform.to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
-        said = Slot(engine._target.start, width).of(self._memory)
+        said = Slot(engine._target.start, width).of(self._memory.floats)
         said[...] = logits.detach().to("cpu", torch.float32).numpy().reshape(streams, width)
         classes = torch.empty(*self.batch_shape, length, dtype=torch.long)
         nats = torch.empty(*self.batch_shape, length, dtype=torch.double)
@@ -312,7 +320,9 @@ class Stream:
             kernels.generate(
                 engine.table,
                 engine.weights,
+                engine.poles,
                 memory.floats,
+                memory.states,
                 memory.counters,
                 engine._target.start,
                 width,

@@ -2,10 +2,11 @@ r"""The compiled side: what every instruction of a program does, and the loops t
 
 All of it is in one file: numba's cache on disk looks at the file of a compiled function, not at those that it calls.
 
-A program is a table of instructions over three arrays: `weights`, read only; `memory`, a row per stream with its state
-and its activations; `counters`, integers that all streams share. Several threads can share one program and its streams
-as a *team*: every instruction computes the part of its output that :func:`_share` gives to the thread, and one that
-reads what others have written waits for them first.
+A program is a table of instructions over five arrays: `weights` (float32) and `poles` (float64), read only; `memory`, a
+row per stream with its activations and frames (float32); `states`, a row per stream with the states of its recurrences
+(float64); `counters`, integers that all streams share. Several threads can share one program and its streams as a
+*team*: every instruction computes the part of its output that :func:`_share` gives to the thread, and one that reads
+what others have written waits for them first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.polynomial import chebyshev
 
-__all__ = ["CORRECT_EVERY", "FIELDS", "LANE", "Activation", "Op", "generate", "lines", "run", "settle"]
+__all__ = ["FIELDS", "LANE", "Activation", "Op", "generate", "lines", "run"]
 
 # NaN and infinity keep their meaning; sums may be taken in the order that the vector unit likes.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
@@ -44,11 +45,8 @@ def _entry(function: Callable[..., Any]) -> Any:
 LANE = 16
 """Floats in a cache line: where arrays begin, and where the parts of a team meet."""
 
-CORRECT_EVERY = 16
-"""Steps from one correction of the poles' rounding to the next."""
-
 _F = np.float32
-_TINY = _F(1e-30)
+_TINY = 1e-30
 
 
 class Op(IntEnum):
@@ -61,14 +59,14 @@ class Op(IntEnum):
     GLU = 4  # n width out, of 2 n
     SOFTMAX = 5  # n width; a: -1 for the softmin, b: 1 for the logarithm
     ADD = 6  # n width; a: the other summand
-    SSM = 7  # n features; a: state, b: complex states, c: outputs, d: rank of the low-rank part; counter
+    SSM = 7  # n features; a: state, b: complex states, c: outputs, d: rank of the low-rank part; poles
     FRAME = 8  # n width; a: frame being filled, b: frame being emitted, c: pool, d: where to go unless full; counter
 
 
-FIELDS = ("op", "wait", "source", "target", "weights", "n", "m", "a", "b", "c", "d", "counter")
+FIELDS = ("op", "wait", "source", "target", "weights", "n", "m", "a", "b", "c", "d", "counter", "poles")
 """Columns of a program."""
 
-_OP, _WAIT, _SOURCE, _TARGET, _WEIGHTS, _N, _M, _A, _B, _C, _D, _COUNTER = range(len(FIELDS))
+_OP, _WAIT, _SOURCE, _TARGET, _WEIGHTS, _N, _M, _A, _B, _C, _D, _COUNTER, _POLES = range(len(FIELDS))
 
 
 class Activation(IntEnum):
@@ -362,47 +360,61 @@ def _softmax(x: Any, y: Any, sign: Any, logarithm: Any) -> None:
 
 
 @_compiled
-def _turn(w: Any, x: Any, n: Any, u: Any) -> None:
-    """x <- a x + b u, with the poles in the first line of w and the column b in the second."""
-    a_re, a_im, b_re, b_im = w[:n], w[n : 2 * n], w[2 * n : 3 * n], w[3 * n : 4 * n]
-    re, im = x[:n], x[n : 2 * n]
-    for i in range(n):
-        x_re, x_im = re[i], im[i]
-        re[i] = a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u
-        im[i] = a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u
+def _alive(x: Any) -> Any:
+    """Zero for a state that has died out, before denormal numbers slow the processor down."""
+    return x if abs(x) > _TINY else 0.0
 
 
 @_compiled
-def _diagonal(w: Any, x: Any, n: Any, u: Any) -> Any:
-    """The step of a feature with one output and nothing but poles: returns c A x."""
-    a_re, a_im, b_re, b_im = w[:n], w[n : 2 * n], w[2 * n : 3 * n], w[3 * n : 4 * n]
-    c_re, c_im = w[4 * n : 5 * n], w[5 * n : 6 * n]
+def _turn(poles: Any, w: Any, x: Any, n: Any, u: Any) -> None:
+    """x <- a x + b u, with the column b at the beginning of w."""
+    a_re, a_im, b_re, b_im = poles[:n], poles[n : 2 * n], w[:n], w[n : 2 * n]
     re, im = x[:n], x[n : 2 * n]
-    y = _F(0)
+    for i in range(n):
+        x_re, x_im = re[i], im[i]
+        re[i] = _alive(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
+        im[i] = _alive(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
+
+
+@_compiled
+def _diagonal(poles: Any, w: Any, x: Any, n: Any, u: Any) -> Any:
+    """The step of a feature with one output and nothing but poles: returns c A x."""
+    a_re, a_im, b_re, b_im = poles[:n], poles[n : 2 * n], w[:n], w[n : 2 * n]
+    c_re, c_im = w[2 * n : 3 * n], w[3 * n : 4 * n]
+    re, im = x[:n], x[n : 2 * n]
+    y = 0.0
     for i in range(n):
         x_re, x_im = re[i], im[i]
         y += c_re[i] * x_re + c_im[i] * x_im
-        re[i] = a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u
-        im[i] = a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u
+        re[i] = _alive(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
+        im[i] = _alive(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
     return y
 
 
 @_compiled
-def _rank_one(w: Any, x: Any, n: Any, u: Any) -> Any:
+def _rank_one(poles: Any, w: Any, x: Any, n: Any, u: Any) -> Any:
     """The step of a feature with one output and a low-rank part of rank 1: returns c A x."""
-    a_re, a_im, b_re, b_im = w[:n], w[n : 2 * n], w[2 * n : 3 * n], w[3 * n : 4 * n]
-    p_re, p_im, c_re, c_im = w[4 * n : 5 * n], w[5 * n : 6 * n], w[6 * n : 7 * n], w[7 * n : 8 * n]
-    q_re, q_im = w[8 * n : 9 * n], w[9 * n : 10 * n]
+    a_re, a_im, b_re, b_im = poles[:n], poles[n : 2 * n], w[:n], w[n : 2 * n]
+    p_re, p_im, c_re, c_im = w[2 * n : 3 * n], w[3 * n : 4 * n], w[4 * n : 5 * n], w[5 * n : 6 * n]
+    q_re, q_im = w[6 * n : 7 * n], w[7 * n : 8 * n]
     re, im = x[:n], x[n : 2 * n]
-    y, q = _F(0), _F(0)
+    y, q = 0.0, 0.0
     for i in range(n):
         y += c_re[i] * re[i] + c_im[i] * im[i]
         q += q_re[i] * re[i] + q_im[i] * im[i]
     for i in range(n):
         x_re, x_im = re[i], im[i]
-        re[i] = (a_re[i] * x_re - a_im[i] * x_im) + (b_re[i] * u + p_re[i] * q)
-        im[i] = (a_im[i] * x_re + a_re[i] * x_im) + (b_im[i] * u + p_im[i] * q)
+        re[i] = _alive((a_re[i] * x_re - a_im[i] * x_im) + (b_re[i] * u + p_re[i] * q))
+        im[i] = _alive((a_im[i] * x_re + a_re[i] * x_im) + (b_im[i] * u + p_im[i] * q))
     return y
+
+
+@_compiled
+def _product(w: Any, x: Any) -> Any:
+    total = 0.0
+    for i in range(x.size):
+        total += w[i] * x[i]
+    return total
 
 
 @_compiled
@@ -413,8 +425,10 @@ def _add_times(x: Any, w: Any, factor: Any) -> None:
 
 @_compiled
 def _ssm(
+    poles: Any,
     w: Any,
     memory: Any,
+    states: Any,
     source: Any,
     target: Any,
     H: Any,
@@ -428,53 +442,30 @@ def _ssm(
 ) -> None:
     """One step of s <- a s - Σ p (q · x) + b u, y = c A x + (c b + D) u, for features lo to hi.
 
-    Direct gains (C, H), then for every feature, real parts before imaginary ones: the poles, the column b and r columns
-    -p, C rows c A and r rows q.
+    States and poles are float64, and so are all sums: a slow mode hardly changes from sample to sample, and neither do
+    its rounding errors, which in float32 add up. The weights are the feedthrough (C, H), then for every feature, real
+    parts before imaginary ones, the column b and r columns -p, C rows c A and r rows q.
     """
     size = 2 * n
-    stride = size * (2 + C + 2 * r)
+    stride = size * (1 + C + 2 * r)
     start = _lines(C * H)
     for h in range(lo, hi):
-        part = w[start + h * stride : start + (h + 1) * stride]
-        columns, rows = part[2 * size : (2 + r) * size], part[(2 + r) * size : stride]
+        pole, part = poles[h * size : (h + 1) * size], w[start + h * stride : start + (h + 1) * stride]
+        columns, rows = part[size : (1 + r) * size], part[(1 + r) * size : stride]
         for stream in range(len(memory)):
-            x = memory[stream, state + h * size : state + (h + 1) * size]
-            u = memory[stream, source + h]
+            x = states[stream, state + h * size : state + (h + 1) * size]
+            u = np.float64(memory[stream, source + h])
             if C == 1 and r <= 1:
-                y = _rank_one(part, x, n, u) if r else _diagonal(part, x, n, u)
+                y = _rank_one(pole, part, x, n, u) if r else _diagonal(pole, part, x, n, u)
                 memory[stream, target + h] = y + w[h] * u
                 continue
             for j in range(C + r):
-                seen[j] = _dot(rows[j * size : (j + 1) * size], x)
+                seen[j] = _product(rows[j * size : (j + 1) * size], x)
             for j in range(C):
                 memory[stream, target + j * H + h] = seen[j] + w[j * H + h] * u
-            _turn(part, x, n, u)
+            _turn(pole, part, x, n, u)
             for j in range(r):
                 _add_times(x, columns[j * size : (j + 1) * size], seen[C + j])
-
-
-@_compiled
-def _correct(w: Any, memory: Any, H: Any, state: Any, n: Any, C: Any, r: Any, steps: Any, lo: Any, hi: Any) -> None:
-    """Turns states by what products with rounded poles left undone: x <- x + steps δ x, δ = a / rounded - 1.
-
-    In float32 a rounded pole turns too far, or not far enough, at every step alike, which adds up. The second part of a
-    pole would be lost in the rounding of each single product; of several together it is not. States that have died out
-    are set to zero, before denormal numbers slow the processor down.
-    """
-    size = 2 * n
-    start = _lines(C * H) + H * size * (2 + C + 2 * r)
-    for h in range(lo, hi):
-        part = w[start + h * size : start + (h + 1) * size]
-        d_re, d_im = part[:n], part[n:]
-        for stream in range(len(memory)):
-            x = memory[stream, state + h * size : state + (h + 1) * size]
-            re, im = x[:n], x[n:]
-            for i in range(n):
-                x_re, x_im = re[i], im[i]
-                new_re = x_re + steps * (d_re[i] * x_re - d_im[i] * x_im)
-                new_im = x_im + steps * (d_im[i] * x_re + d_re[i] * x_im)
-                re[i] = new_re if abs(new_re) > _TINY else _F(0)
-                im[i] = new_im if abs(new_im) > _TINY else _F(0)
 
 
 # --- teams ------------------------------------------------------------------------------------------------------------
@@ -538,7 +529,9 @@ def _wait(arrivals: Any, rank: Any, team: Any) -> None:
 def _advance(
     program: Any,
     weights: Any,
+    poles: Any,
     memory: Any,
+    states: Any,
     counters: Any,
     classes: Any,
     seen: Any,
@@ -571,11 +564,7 @@ def _advance(
         lo, hi = _share(n, rank, team)
         if op == Op.SSM:
             state, N, C, r = line[_A], line[_B], line[_C], line[_D]
-            _ssm(w, memory, source, target, n, state, N, C, r, seen, lo, hi)
-            counters[line[_COUNTER]] += 1
-            if counters[line[_COUNTER]] == CORRECT_EVERY:
-                _correct(w, memory, n, state, N, C, r, _F(CORRECT_EVERY), lo, hi)
-                counters[line[_COUNTER]] = 0
+            _ssm(poles[line[_POLES] :], w, memory, states, source, target, n, state, N, C, r, seen, lo, hi)
             continue
         if op == Op.FRAME:
             phase = counters[line[_COUNTER]]
@@ -605,21 +594,12 @@ def _advance(
 
 
 @_entry
-def settle(program: Any, weights: Any, memory: Any, counters: Any) -> None:
-    """Makes up for the roundings of the poles since the last correction."""
-    for line in program:
-        if line[_OP] == Op.SSM and counters[line[_COUNTER]]:
-            steps = _F(counters[line[_COUNTER]])
-            w = weights[line[_WEIGHTS] :]
-            _correct(w, memory, line[_N], line[_A], line[_B], line[_C], line[_D], steps, 0, line[_N])
-            counters[line[_COUNTER]] = 0
-
-
-@_entry
 def run(
     program: Any,
     weights: Any,
+    poles: Any,
     memory: Any,
+    states: Any,
     counters: Any,
     source: Any,
     target: Any,
@@ -631,14 +611,14 @@ def run(
     arrivals: Any,
 ) -> None:
     """Inputs (streams, length, width) or classes (streams, length) to outputs (streams, length, width)."""
-    seen = np.empty(_scratch(program), np.float32)
+    seen = np.empty(_scratch(program), np.float64)
     lo, hi = _share(inputs.shape[2], rank, team)
     first, last = _share(outputs.shape[2], rank, team)
     for k in range(outputs.shape[1]):
         _wait(arrivals, rank, team)
         for stream in range(len(memory)):
             _copy(inputs[stream, k, lo:hi], memory[stream, source + lo : source + hi])
-        _advance(program, weights, memory, counters, classes[:, k], seen, rank, team, arrivals)
+        _advance(program, weights, poles, memory, states, counters, classes[:, k], seen, rank, team, arrivals)
         _wait(arrivals, rank, team)
         for stream in range(len(memory)):
             _copy(memory[stream, target + first : target + last], outputs[stream, k, first:last])
@@ -710,7 +690,9 @@ def _nats(logits: Any, chosen: Any) -> Any:
 def generate(
     program: Any,
     weights: Any,
+    poles: Any,
     memory: Any,
+    states: Any,
     counters: Any,
     target: Any,
     width: Any,
@@ -725,7 +707,7 @@ def generate(
     arrivals: Any,
 ) -> None:
     """Draws classes (streams, length) from the logits in the memory and feeds each back; `uniform` is as large."""
-    seen = np.empty(_scratch(program), np.float32)
+    seen = np.empty(_scratch(program), np.float64)
     p = np.empty(width, np.float32)
     for k in range(classes.shape[1]):
         _wait(arrivals, rank, team)
@@ -736,5 +718,5 @@ def generate(
                 classes[stream, k] = chosen
                 nats[stream, k] = _nats(logits, chosen)
         _wait(arrivals, rank, team)
-        _advance(program, weights, memory, counters, classes[:, k], seen, rank, team, arrivals)
+        _advance(program, weights, poles, memory, states, counters, classes[:, k], seen, rank, team, arrivals)
     _wait(arrivals, rank, team)

@@ -17,7 +17,7 @@ from ..layers.base import SequenceLayer, System
 from ..layers.containers import Chain
 from ..layers.ssm import SSMLayer
 from .kernels import Activation, Op
-from .packing import Frames, Kept, Nothing, Packing, Poles, Slot, Together
+from .packing import Frames, Kept, Nothing, Packing, Recurrent, Slot, Together
 from .program import Program
 
 __all__ = ["LAYERS", "MODULES", "lower"]
@@ -114,19 +114,13 @@ def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tup
     C, H, N = recurrence.shape
     rank = len(recurrence.columns) - 1
 
-    def halves(z: Tensor) -> Tensor:
-        return torch.cat([z.real, z.imag], -1)
-
     def sorted_parts(x: Tensor) -> Tensor:
         return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
 
-    rounded = recurrence.a.to(torch.complex64)
-    exact = recurrence.a.detach()
-    rest = torch.where(rounded == 0, 0, exact / torch.where(rounded == 0, 1, rounded).to(exact.dtype) - 1)
-    features = torch.cat([halves(rounded), sorted_parts(recurrence.columns), sorted_parts(recurrence.rows)], -1)
-    state, target = program.slot(H * N), program.slot(C * H)
-    # One after another, without gaps: lines of 16 numbers would begin anew with every feature.
-    weights = program.hold(recurrence.direct, torch.cat([features.flatten(), halves(rest).flatten()]))
+    state, target = program.state(H * N), program.slot(C * H)
+    # One feature after another, without gaps: lines of 16 numbers would begin anew with every feature.
+    features = torch.cat([sorted_parts(recurrence.columns), sorted_parts(recurrence.rows)], -1)
+    weights = program.hold(recurrence.direct, features)
     program.emit(
         Op.SSM,
         source,
@@ -138,9 +132,9 @@ def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tup
         b=N // 2,
         c=C,
         d=rank,
-        counter=program.counter(),
+        poles=program.hold_poles(recurrence.a),
     )
-    return target, Poles(state, H)
+    return target, Recurrent(state, H)
 
 
 @_lowers(LAYERS, MultiRate)

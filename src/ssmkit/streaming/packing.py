@@ -16,16 +16,18 @@ from ..layers import MultiRate
 from ..layers.containers import Chain, _no_state
 from ..states import State
 
-__all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Poles", "Slot", "Together"]
+__all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Recurrent", "Slot", "Together"]
 
 
 class Memory(NamedTuple):
     """What changes while a program runs."""
 
     floats: np.ndarray
-    """States and activations; shape (streams, size)."""
+    """Activations and frames, float32; shape (streams, size)."""
+    states: np.ndarray
+    """States of recurrences, float64; shape (streams, states)."""
     counters: np.ndarray
-    """Phases of frames, and steps since the last correction of the poles."""
+    """Phases of frames, which all streams share."""
 
 
 class Slot(NamedTuple):
@@ -34,9 +36,9 @@ class Slot(NamedTuple):
     start: int
     width: int
 
-    def of(self, memory: Memory) -> np.ndarray:
-        """It, for all streams."""
-        return memory.floats[:, self.start : self.start + self.width]
+    def of(self, floats: np.ndarray) -> np.ndarray:
+        """The vector of every stream: columns of an array of shape (streams, size)."""
+        return floats[:, self.start : self.start + self.width]
 
 
 class Packing(Protocol):
@@ -51,7 +53,7 @@ class Packing(Protocol):
 
 def _write(state: State, shape: Sequence[int], batch: Sequence[int]) -> np.ndarray:
     x = _checks.state("Engine", state, (*batch, *shape))
-    return x.detach().to("cpu", torch.float32).numpy().reshape(prod(batch), *shape)
+    return x.detach().to("cpu", torch.float64).numpy().reshape(prod(batch), *shape)
 
 
 def _read(x: np.ndarray, like: State, batch: Sequence[int]) -> Tensor:
@@ -73,8 +75,8 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Poles:
-    """Complex states (H, N/2): in turns outside, all real parts of a feature before its imaginary ones inside."""
+class Recurrent:
+    """Complex states (H, N/2): interleaved outside, all real parts of a feature before its imaginary ones inside."""
 
     slot: Slot
     features: int
@@ -83,12 +85,12 @@ class Poles:
         """Sorts real and imaginary parts."""
         size = self.slot.width // self.features
         x = _write(state, (self.features, size), batch).reshape(prod(batch), self.features, size // 2, 2)
-        self.slot.of(memory).reshape(len(x), self.features, 2, size // 2)[...] = x.swapaxes(2, 3)
+        self.slot.of(memory.states).reshape(len(x), self.features, 2, size // 2)[...] = x.swapaxes(2, 3)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Puts them in turns."""
+        """Interleaves them."""
         size = self.slot.width // self.features
-        x = self.slot.of(memory).reshape(prod(batch), self.features, 2, size // 2).swapaxes(2, 3)
+        x = self.slot.of(memory.states).reshape(prod(batch), self.features, 2, size // 2).swapaxes(2, 3)
         return _read(x.reshape(prod(batch), self.features, size), like, batch)
 
 
@@ -100,11 +102,11 @@ class Kept:
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Writes it."""
-        self.slot.of(memory)[...] = _write(state, (self.slot.width,), batch)
+        self.slot.of(memory.floats)[...] = _write(state, (self.slot.width,), batch)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
         """Reads it."""
-        return _read(self.slot.of(memory), like, batch)
+        return _read(self.slot.of(memory.floats), like, batch)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Frames:
     inner: Packing
 
     def _frame(self, slot: Slot, memory: Memory) -> np.ndarray:
-        return slot.of(memory).reshape(len(memory.floats), self.layer.pool, self.layer.d_input)
+        return slot.of(memory.floats).reshape(len(memory.floats), self.layer.pool, self.layer.d_input)
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Moves the samples of the frame being filled to its beginning."""

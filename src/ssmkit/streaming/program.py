@@ -22,6 +22,8 @@ class Program:
         self._table: list[list[int]] = []
         self._weights: list[np.ndarray] = []
         self._held = 0
+        self._poles: list[np.ndarray] = []
+        self._poles_held = 0
         # What threads of a team have written since they last waited for each other, and of that, what each has not
         # written in the part that it owns.
         self._unseen: set[int] = set()
@@ -29,7 +31,9 @@ class Program:
         self.read_again: set[Slot] = set()
         """What is read once more after the instruction that follows."""
         self.size = 0
-        """Floats of memory that a stream needs."""
+        """Float32 numbers of memory that a stream needs."""
+        self.states = 0
+        """Float64 numbers that a stream needs for the states of its recurrences."""
         self.counters = 0
         """Counters that the streams share."""
         self.classes: int | None = None
@@ -48,6 +52,20 @@ class Program:
         """Plans a vector in the memory."""
         slot = Slot(self.size, width)
         self.size += lines(width)
+        return slot
+
+    def hold_poles(self, poles: Tensor) -> int:
+        """Packs poles (H, N/2): of each feature the real parts, then the imaginary ones; returns where they begin."""
+        start = self._poles_held
+        parts = torch.cat([poles.real, poles.imag], -1).detach().to("cpu", torch.float64).flatten().numpy()
+        self._poles.append(parts)
+        self._poles_held += parts.size
+        return start
+
+    def state(self, width: int) -> Slot:
+        """Plans a vector in the states."""
+        slot = Slot(self.states, width)
+        self.states += width
         return slot
 
     def counter(self) -> int:
@@ -120,9 +138,18 @@ class Program:
         return np.array(self._table, np.int64).reshape(-1, len(FIELDS))
 
     def weights(self) -> np.ndarray:
-        """All weights, in the order in which the instructions read them."""
-        buffer = np.empty(self._held + 2 * LANE, np.float32)
-        start = -buffer.ctypes.data % (4 * LANE) // 4
-        packed = buffer[start : start + self._held + LANE]
-        np.concatenate([*self._weights, np.zeros(LANE, np.float32)], out=packed)
-        return packed
+        """All weights, float32, in the order in which the instructions read them."""
+        return _aligned([*self._weights, np.zeros(LANE, np.float32)])
+
+    def poles(self) -> np.ndarray:
+        """All poles, float64, in the order in which the instructions read them."""
+        return _aligned([*self._poles, np.zeros(LANE)])
+
+
+def _aligned(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts one after another, from the beginning of a cache line on."""
+    line, item = 4 * LANE, parts[0].itemsize
+    buffer = np.empty(sum(part.size for part in parts) + line // item, parts[0].dtype)
+    start = -buffer.ctypes.data % line // item
+    packed = buffer[start : buffer.size - line // item + start]
+    return np.concatenate(parts, out=packed)

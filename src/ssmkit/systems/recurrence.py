@@ -77,17 +77,18 @@ def ungroup(rows: Tensor, C: int) -> Tensor:
 
 
 class Recurrence(NamedTuple):
-    r"""The coefficients of a step, per feature, in the working dtype but for the poles.
+    r"""The coefficients of a step, per feature, in float64 but for the feedthrough.
 
     .. math:: s \leftarrow a \circ s - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y = c\, (\bar A x + b\, u)
 
     The output is taken from the state before the step: its rows :math:`c \bar A` and the :math:`q_j` are then one
     product.
 
-    A pole rounded to float32 turns a little too far, or decays a little too fast, at every step alike: over k steps the
-    error grows with k. So the poles are in complex128, and so is their product with the state, before it is rounded:
-    that errs this way and that, and grows with √k. (A second float32 number with the digits that rounding cuts off does
-    not do: its product with the state is below the rounding of the first one's, and is lost.)
+    All of a step is computed in float64, and the next state is rounded to the working dtype once. A slow mode hardly
+    changes from one sample to the next, and neither do the rounding errors of its step: in float32 the errors of a
+    rounded pole, of its product with the state or of the feedback :math:`q_j \cdot x` keep their sign for a long time,
+    and their sum grows with the number of steps :math:`k`. The error of one rounding grows with :math:`\sqrt k` as long
+    as there is input.
     """
 
     a: Tensor
@@ -95,11 +96,11 @@ class Recurrence(NamedTuple):
     parts: Tensor
     """The same as real and imaginary parts, float64, shape (H, N/2, 2): torch.compile knows no complex numbers."""
     rows: Tensor
-    """Rows c A, then rows q of the low-rank part; shape (C + r, H, N)."""
+    """Rows c A, then rows q of the low-rank part, float64; shape (C + r, H, N)."""
     columns: Tensor
-    """Input column b, then columns -p of the low-rank part; shape (1 + r, H, N)."""
+    """Input column b, then columns -p of the low-rank part, float64; shape (1 + r, H, N)."""
     direct: Tensor
-    """c b, and the direct gains of a layer; shape (C, H)."""
+    """c b, and the feedthrough D of a layer, in the working dtype; shape (C, H)."""
     D: Tensor | None = None
     """Those direct gains alone, for the first of the outputs: kernels do not have them, and scans add them."""
 
@@ -112,8 +113,8 @@ class Recurrence(NamedTuple):
         return cls(
             a,
             torch.view_as_real(a),
-            torch.cat([observe, rearrange(q, "h r n -> r h n")]).to(dtype),
-            torch.cat([b[None], -rearrange(p, "h n r -> r h n")]).to(dtype),
+            torch.cat([observe, rearrange(q, "h r n -> r h n")]),
+            torch.cat([b[None], -rearrange(p, "h n r -> r h n")]),
             (c * b).sum(-1).to(dtype),
         )
 
@@ -128,31 +129,28 @@ class Recurrence(NamedTuple):
         (C, H), N = self.direct.shape, self.columns.shape[-1]
         return C, H, N
 
-    def _turned(self, x: Tensor) -> Tensor:
-        s = complex_form(x)
-        return torch.view_as_real((self.a * s).to(s.dtype)).flatten(-2)
-
-    def _turned_parts(self, x: Tensor) -> Tensor:
-        (a_re, a_im), (s_re, s_im) = self.parts.unbind(-1), x.double().unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([a_re * s_re - a_im * s_im, a_im * s_re + a_re * s_im], -1).to(x.dtype).flatten(-2)
+    def _rotated(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return torch.view_as_real(self.a * complex_form(x)).flatten(-2)
+        (a_re, a_im), (s_re, s_im) = self.parts.unbind(-1), x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([a_re * s_re - a_im * s_im, a_im * s_re + a_re * s_im], -1).flatten(-2)
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
         if x.ndim != 3:
             y, new = self.step(u.reshape(-1, u.shape[-1]), x.reshape(-1, *x.shape[-2:]))
             return y.reshape(*u.shape[:-1], *y.shape[-2:]), new.reshape(x.shape)
-        compiling = torch.compiler.is_compiling()
-        turned = self._turned_parts(x) if compiling else self._turned(x)
-        outputs = len(self.direct)
-        if compiling or len(x) < _MATRICES:
-            seen = (self.rows * x.unsqueeze(-3)).sum(-1)
-            new = torch.addcmul(turned, self.columns[0], u.unsqueeze(-1))
+        outputs, dtype, exact, v = len(self.direct), x.dtype, x.double(), u.double()
+        rotated = self._rotated(exact)
+        if torch.compiler.is_compiling() or len(x) < _MATRICES:
+            seen = (self.rows * exact.unsqueeze(-3)).sum(-1)
+            new = torch.addcmul(rotated, self.columns[0], v.unsqueeze(-1))
             for j in range(1, len(self.columns)):
                 new = torch.addcmul(new, self.columns[j], seen.select(-2, outputs + j - 1).unsqueeze(-1))
-            return torch.addcmul(seen.narrow(-2, 0, outputs), self.direct, u.unsqueeze(-2)), new
+            return torch.addcmul(seen.narrow(-2, 0, outputs).to(dtype), self.direct, u.unsqueeze(-2)), new.to(dtype)
         # Features outside: the state that goes on is a transposed view, and the next step has it as it needs it.
-        per_row = torch.bmm(x.transpose(0, 1), self.rows.permute(1, 2, 0))
-        added = torch.cat([u.T.unsqueeze(-1), per_row.narrow(-1, outputs, len(self.columns) - 1)], dim=-1)
-        new = torch.baddbmm(turned.transpose(0, 1), added, self.columns.transpose(0, 1))
-        y = torch.addcmul(per_row.narrow(-1, 0, outputs).permute(1, 2, 0), self.direct, u.unsqueeze(-2))
-        return y, new.transpose(0, 1)
+        per_row = torch.bmm(exact.transpose(0, 1), self.rows.permute(1, 2, 0))
+        added = torch.cat([v.T.unsqueeze(-1), per_row.narrow(-1, outputs, len(self.columns) - 1)], dim=-1)
+        new = torch.baddbmm(rotated.transpose(0, 1), added, self.columns.transpose(0, 1))
+        seen = per_row.narrow(-1, 0, outputs).permute(1, 2, 0).to(dtype)
+        return torch.addcmul(seen, self.direct, u.unsqueeze(-2)), new.to(dtype).transpose(0, 1)
