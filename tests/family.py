@@ -45,6 +45,7 @@ SSM = {
     "S4, slow fout": lambda: S4(3, 16, init="fout", dt_min=1e-5, dt_max=2e-5),
     "S4, fast": lambda: S4(3, 16, dt_min=0.1, dt_max=10.0),
     "S4, dropout": lambda: S4(3, 8, dropout=0.5),
+    "S4, wide": lambda: S4(48, 4, init="legt"),
     "S4D": lambda: S4D(3, 8),
     "S4D, N=2": lambda: S4D(2, 2),
     "S4D, N=64": lambda: S4D(2),
@@ -68,13 +69,16 @@ SSM = {
     "S4D, slow bilinear": lambda: S4D(3, 16, discretization="bilinear", dt_min=1e-5, dt_max=2e-5),
     "S4D, fast": lambda: S4D(3, 16, dt_min=0.1, dt_max=10.0),
     "S4D, dropout": lambda: S4D(3, 8, dropout=0.5),
+    "S4D, wide channels": lambda: S4D(53, 4, channels=2),
 }
 
+# The norms at the end have an eps that keeps them well conditioned: where all inputs are near zero, a norm without one
+# makes large errors of small ones, whatever the mode.
 COMPOSED = {
     "Pointwise": lambda: Pointwise(nn.Linear(3, 5)),
     "Pointwise, own module": lambda: Sequential(nn.Linear(3, 4), Pointwise(RootMeanSquare())),
     "TiedDropout": lambda: TiedDropout(3, 0.5),
-    "Sequential": lambda: Sequential(S4(3, 4), nn.GELU(), nn.Linear(3, 8), nn.GLU(), S4D(4, 4), nn.RMSNorm(4)),
+    "Sequential": lambda: Sequential(S4(3, 4), nn.GELU(), nn.Linear(3, 8), nn.GLU(), S4D(4, 4), nn.RMSNorm(4, eps=0.1)),
     "Sequential of nothing but pointwise": lambda: Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Softmax(-1)),
     "Sequential, nested": lambda: Sequential(Sequential(S4D(3, 4)), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))),
     "Embedding": lambda: Sequential(nn.Embedding(7, 4), S4D(4, 4), nn.Linear(4, 7)),
@@ -90,6 +94,22 @@ COMPOSED = {
     "MultiRate, nested": lambda: Residual(
         MultiRate(2, Sequential(Residual(MultiRate(4, S4Block(8, S4D(8, 4)), 2)), S4D(4, 4)), 3)
     ),
+}
+
+# Wider than a cache line, and of widths that are no multiple of one, so that the threads of a team share every layer.
+COMPOSED |= {
+    "wide Sequential": lambda: Sequential(nn.Linear(49, 64), S4(64, 4), nn.Softmax(-1), nn.GELU(), nn.Linear(64, 50)),
+    "wide GLU": lambda: Sequential(nn.RMSNorm(100), nn.GLU(), S4D(50, 4)),
+    "wide S4Block": lambda: S4Block(51, S4D(51, 4), glu=True),
+    "wide S4Block, channels": lambda: S4Block(48, S4(48, 4, channels=2)),
+    "wide Residual": lambda: Residual(nn.Linear(50, 100), nn.GLU(), S4D(50, 4), nn.Linear(50, 50)),
+    "wide MultiRate": lambda: Sequential(
+        MultiRate(33, Sequential(S4D(66, 4), MultiRate(66, S4Block(66, S4D(66, 4)), 2, 1)), 3), nn.RMSNorm(33, eps=0.1)
+    ),
+    "wide MultiRate after channels": lambda: Sequential(
+        S4D(33, 4, channels=2), Residual(MultiRate(66, Sequential(nn.Linear(66, 66)), 2, 1))
+    ),
+    "wide Embedding": lambda: Sequential(nn.Embedding(7, 65), S4D(65, 4), nn.Linear(65, 66), nn.GLU()),
 }
 
 CAUSAL = {**SSM, **COMPOSED}
