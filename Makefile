@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo test grid
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/sashimi_youtubemix.py
 
@@ -15,6 +15,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 $(PYTEST)
+
+# Not part of the tests: the numerical laws with ten seeds on other instruction sets, caches and threads (two hours).
+grid: $(VENV)/installed-dev
+	$(BIN)/python tests/grid.py --out docs/_static/grid-cpu.csv
 
 # torch first and pinned: a plain requirement may bring in gigabytes of CUDA libraries.
 $(VENV)/installed-%: pyproject.toml .ci/constraints.txt

@@ -1,6 +1,7 @@
 """Common to all tests: a seed, and few threads, so that tests may run side by side.
 
-`SSMKIT_TEST_SEED=7 pytest` runs every test with another seed, and `pytest --seeds 10` runs the numerical ones with ten.
+`SSMKIT_TEST_SEED=7 pytest` runs every test with another seed, `pytest --seeds 10` runs the numerical ones with ten, and
+`SSMKIT_TEST_THREADS=2 pytest` lets torch use two threads.
 """
 
 import os
@@ -10,15 +11,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
-
 SEED = int(os.environ.get("SSMKIT_TEST_SEED", "0"))
+THREADS = int(os.environ.get("SSMKIT_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
-# Deadlines measure the machine; a hang is caught by the timeout of every test.
-settings.register_profile(
-    "ssmkit", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile("ssmkit")
+
+def pytest_configure(config):
+    """A few examples of each law, since there are many layers, and one of each seed if there are several seeds."""
+    # Deadlines measure the machine; a hang is caught by the timeout of every test.
+    settings.register_profile(
+        "ssmkit",
+        deadline=None,
+        database=None,
+        max_examples=6 if config.getoption("seeds") == 1 else 1,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    settings.load_profile("ssmkit")
 
 
 def pytest_addoption(parser):
@@ -28,7 +36,8 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     count = metafunc.config.getoption("seeds")
-    if count > 1 and metafunc.definition.get_closest_marker("numerical"):
+    marker = metafunc.definition.get_closest_marker("numerical")
+    if count > 1 and marker and not marker.kwargs.get("seeds_inside"):
         seeds = range(SEED, SEED + count)
         metafunc.parametrize("_seed", seeds, ids=[f"seed {n}" for n in seeds], indirect=True)
 
