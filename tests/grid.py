@@ -4,9 +4,9 @@
     python tests/grid.py --out docs/_static/grid-cpu.csv
 
 Twenty-four processes of pytest, two at a time; each runs the tests marked `numerical` with ten seeds. torch's kernels
-are those of `ATEN_CPU_CAPABILITY` (the processor's own where it is not set), and numba compiles for the processor or for
-the narrowest one of its kind. The first process of a pair compiles into an empty cache, and the second one reads from
-that cache. Exits with 1 if a test fails.
+are those of `ATEN_CPU_CAPABILITY` (the own ones of the processor where it is not set), and numba compiles for the
+processor or for the narrowest one of its kind. The first process of a pair compiles into an empty cache, and the second
+one reads from that cache. Exits with 1 if a test fails.
 """
 
 from __future__ import annotations
