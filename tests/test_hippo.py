@@ -117,7 +117,9 @@ def test_legs_memory_reconstructs_a_real_signal():
     assert errors[-1] < 0.05, errors
 
 
-@pytest.mark.parametrize(("measure", "bounds"), [(hippo.legt, (8, 32)), (hippo.fout, (8, 64))])
+@pytest.mark.parametrize(
+    ("measure", "bounds"), [(hippo.legt, {8: 0.17, 16: 2e-5}), (hippo.fout, {8: 7e-3, 64: 1.2e-3})]
+)
 def test_windows_hold_the_coefficients_of_the_last_unit_of_time(measure, bounds):
     """The state of LegT and FouT is the projection of the window on the basis that the docstring names."""
     steps = 2000
@@ -141,8 +143,10 @@ def test_windows_hold_the_coefficients_of_the_last_unit_of_time(measure, bounds)
             )
         expected = basis.T @ u[::-1][:steps] / steps
         errors.append(np.abs(x - expected).max())
-    # FouT's window is periodic: its coefficients are good for signals with whole periods, up to O(1/N).
-    assert errors[-1] < (0.02 if measure is hippo.legt else 0.1), errors
+    assert all(error < bound for error, bound in zip(errors, bounds.values(), strict=True)), errors
+    # LegT's error falls faster than any power of N. FouT's window is periodic: its coefficients are good for signals
+    # with whole periods, and their error falls slowly.
+    assert errors[0] > (1000 if measure is hippo.legt else 3) * errors[1], errors
 
 
 def test_lagt_holds_laguerre_coefficients():
