@@ -1,6 +1,6 @@
 # Two commands for a fresh machine; each makes its own environment in .venv.
 #   make demo    trains a SaShiMi on three minutes of piano and lets it play (about five minutes)
-#   make test    lint, types, documentation, examples in docstrings, and every law of the library
+#   make test    lint, types, documentation, examples in docstrings, every law of the library, and how much they cover
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,13 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+ifdef PYTEST
 	$(BIN)/pytest -n 2 $(PYTEST)
+else
+	$(BIN)/pytest -n 2 --cov --cov-report=
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest --cov --cov-append --cov-report= tests/test_kernels.py
+	$(BIN)/coverage report --fail-under=97
+endif
 
 # Not part of the tests: the numerical laws with ten seeds on other instruction sets, caches and threads (two hours).
 grid: $(VENV)/installed-dev
