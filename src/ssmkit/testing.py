@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from . import _checks
 from .layers.base import SequenceLayer, System
-from .layers.containers import Pointwise
 from .states import State
 
 __all__ = ["assert_modes_agree", "example_input", "relative_error"]
@@ -71,8 +70,6 @@ def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
                 "input over as `u`."
             )
         first = children[0]
-    if isinstance(first, Pointwise) and isinstance(first.module, nn.Embedding):
-        first = first.module
     if isinstance(first, nn.Embedding):
         return torch.randint(first.num_embeddings, shape, device=like.device)
     width: Any = first.d_input
