@@ -1,12 +1,14 @@
 # Two commands for a fresh machine; each makes its own environment in .venv.
 #   make demo    trains a SaShiMi on three minutes of piano and lets it play (about five minutes)
 #   make test    lint, types, documentation, examples in docstrings, every law of the library, and how much they cover
+# And for whoever changes the library:
+#   make mutants changes the library in many places, one at a time, and says which changes no test notices (hours)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test grid
+.PHONY: demo test grid mutants
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/sashimi_youtubemix.py
 
@@ -25,6 +27,10 @@ endif
 # Not part of the tests: the numerical laws with ten seeds on other instruction sets, caches and threads (two hours).
 grid: $(VENV)/installed-dev
 	$(BIN)/python tests/grid.py --out docs/_static/grid-cpu.csv
+
+# Not part of the tests: changes a line of the library at a time, and prints the changes that no test notices (hours).
+mutants: $(VENV)/installed-dev
+	$(BIN)/python tests/mutation.py $(MUTANTS)
 
 # torch first and pinned: a plain requirement may bring in gigabytes of CUDA libraries.
 $(VENV)/installed-%: pyproject.toml .ci/constraints.txt
