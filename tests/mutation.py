@@ -91,7 +91,9 @@ def changed(node):
         yield new
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield ast.Pass()
-    if isinstance(node, ast.Call) and len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+    # The order in which the greatest or the least is taken does not matter.
+    swaps = isinstance(node, ast.Call) and len(node.args) > 1 and ast.unparse(node.func) not in ("max", "min")
+    if swaps and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
         new.args[:2] = new.args[1::-1]
         yield new
 

@@ -104,3 +104,14 @@ def test_bad_input(call, message):
 def test_init_must_be_a_name_or_a_function():
     with pytest.raises(TypeError, match="S4D: `init` must be a name or a function"):
         S4D(4, init=3)
+
+
+def test_a_function_of_the_user_is_asked_for_every_layer():
+    """It may be random: only the measures of the library are kept."""
+    speeds = iter((1.0, 2.0))
+
+    def decay(N):
+        return -next(speeds) * np.eye(N), np.ones(N)
+
+    assert torch.allclose(poles("S4", decay, 4).Lambda.real, torch.tensor(-1.0).double())
+    assert torch.allclose(poles("S4", decay, 4).Lambda.real, torch.tensor(-2.0).double())

@@ -75,3 +75,9 @@ def test_bad_input(running):
         states.move(state, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="repeat: `times` must be at least 1"):
         states.repeat(state, 0)
+
+
+def test_a_single_state_joined_is_that_state(running):
+    net, u, state, rest = running
+    y, _ = net.scan(u, states.concatenate([state]))
+    assert torch.equal(y, rest)

@@ -132,6 +132,8 @@ def test_a_users_layer_passes():
     assert_modes_agree(Average())
     assert_modes_agree(Average().double(), torch.randn(2, 2, 9, 3, dtype=torch.float64))
     assert_modes_agree(Broken(None, 0.0).double())
+    assert_modes_agree(Average(), length=0)
+    assert_modes_agree(Average(), length=1)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-9])
