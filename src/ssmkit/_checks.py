@@ -24,6 +24,7 @@ __all__ = [
     "known",
     "last_axis",
     "less",
+    "number",
     "positive",
     "probability",
     "sequence",
@@ -52,11 +53,16 @@ def even(where: str, name: str, value: Any) -> int:
     return value
 
 
-def positive(where: str, name: str, value: float) -> float:
-    """A finite number above zero."""
+def number(where: str, name: str, value: Any) -> float:
+    """A real number; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{where}: `{name}` must be a number, got {value!r} ({type(value).__name__}).")
-    if not (math.isfinite(value) and value > 0):
+    return float(value)
+
+
+def positive(where: str, name: str, value: float) -> float:
+    """A finite number above zero."""
+    if not 0 < number(where, name, value) < math.inf:
         raise ValueError(f"{where}: `{name}` must be a positive number, got {value!r}.")
     return value
 
@@ -68,15 +74,15 @@ def less(where: str, low_name: str, low: float, high_name: str, high: float) -> 
 
 
 def at_least(where: str, name: str, value: float, least: float) -> float:
-    """A number with a lower bound."""
-    if not value >= least:
-        raise ValueError(f"{where}: `{name}` must be at least {least}, got {value!r}.")
+    """A finite number with a lower bound."""
+    if not least <= number(where, name, value) < math.inf:
+        raise ValueError(f"{where}: `{name}` must be finite and at least {least}, got {value!r}.")
     return value
 
 
 def probability(where: str, name: str, value: float) -> float:
     """A number in [0, 1)."""
-    if not 0 <= value < 1:
+    if not 0 <= number(where, name, value) < 1:
         raise ValueError(f"{where}: `{name}` must be at least 0 and less than 1, got {value!r}.")
     return value
 

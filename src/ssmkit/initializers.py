@@ -181,6 +181,8 @@ def poles(where: str, init: str | Init, N: int, rank: int | None = None) -> Pole
         >>> poles("S4", "legt", 8).P.shape
         torch.Size([4, 2])
     """
+    if rank is not None:
+        _checks.integer(where, "rank", rank, least=0)
     diagonal = rank == 0
     if isinstance(init, str):
         name = _checks.known(where, "init", init, [*HIPPO, *DIAGONAL])
@@ -244,9 +246,16 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
     Returns:
         The natural logarithms, with shape `shape`.
 
+    Raises:
+        TypeError: If a bound is not a number.
+        ValueError: If a bound is not positive and finite, or if `low` is not less than `high`.
+
     Example:
         >>> log_uniform((3,), 0.1, 0.2).exp().min() >= 0.1
         tensor(True)
     """
+    _checks.positive("log_uniform", "low", low)
+    _checks.positive("log_uniform", "high", high)
+    _checks.less("log_uniform", "low", low, "high", high)
     low_log, high_log = float(np.log(low)), float(np.log(high))
     return low_log + (high_log - low_log) * torch.rand(shape, dtype=torch.float64)

@@ -38,11 +38,17 @@ def select(state: State, index: int | slice | Sequence[int] | Tensor) -> State:
     Returns:
         The state of the rows taken.
 
+    Raises:
+        TypeError: If `index` is True or False.
+
     Example:
         >>> layer = ssmkit.S4D(4)
         >>> select(layer.initial_state(8), slice(2, 5)).shape
         torch.Size([3, 4, 64])
     """
+    if isinstance(index, bool):
+        # To torch a boolean is a mask without axes: it would add one.
+        raise TypeError(f"select: `index` must be an integer, a slice, a list or a tensor, got {index!r} (bool).")
     return _map(lambda x: x[index if isinstance(index, (int, slice, Tensor)) else list(index)], state)
 
 

@@ -168,6 +168,7 @@ class Pointwise(SequenceLayer):
         module = cast(nn.Module, self._modules["module"])
         # What `Module.__call__` does besides, for hooks, costs as much as the arithmetic of one sample.
         hooked = module._forward_hooks or module._forward_pre_hooks
+        hooked = hooked or module._backward_hooks or module._backward_pre_hooks
         return (module(u) if hooked else module.forward(u)), _no_state("Pointwise", state)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:

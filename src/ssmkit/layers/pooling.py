@@ -222,7 +222,7 @@ class MultiRate(SequenceLayer):
         Raises:
             ValueError: If `rate` is not 1.
         """
-        if rate != 1.0:
+        if _checks.positive("MultiRate", "rate", rate) != 1.0:
             raise ValueError(
                 f"MultiRate: `rate` must be 1, got {rate!r}: frames are counted in samples, so that a pooled network "
                 "runs at the rate it was trained at; resample the audio instead."

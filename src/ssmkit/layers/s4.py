@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..initializers import Init, poles
 from ..systems import DPLR, DiscreteDPLR
 from .ssm import SSMLayer, pair
@@ -62,7 +63,7 @@ class S4(SSMLayer):
         :math:`\Re \lambda = -1/2` and the default range 0.001 to 0.1, that is 2000 down to 20 samples.
 
     Raises:
-        TypeError: If a size is not an integer.
+        TypeError: If a size or the rank is not an integer.
         ValueError: If `d_state` is not a positive even integer, `dt_min >= dt_max`, `n_ssm` does not divide
             `d_model`, `init` is unknown, `rank` is less than that of `init`, or `discretization` is not `"bilinear"`.
 
@@ -127,8 +128,10 @@ class S4(SSMLayer):
                 f"S4: `discretization` must be 'bilinear', got {discretization!r}: S4's closed form is that rule's. "
                 "S4D has 'zoh' too."
             )
-        if rank is not None and rank < 1:
+        if rank == 0:
             raise ValueError(f"S4: `rank` must be at least 1, got {rank}; a layer of rank 0 is S4D.")
+        if rank is not None:
+            _checks.integer("S4", "rank", rank)
         self.init, self.rank = init, rank
         P = poles("S4", init, d_state, rank).P
         self.P = nn.Parameter(torch.empty(self.n_ssm, *P.shape, 2, device=device, dtype=dtype))

@@ -68,7 +68,8 @@ class SSMLayer(SequenceLayer):
         name = type(self).__name__
         self.d_model = self.d_input = _checks.integer(name, "d_model", d_model)
         self.d_state = _checks.even(name, "d_state", d_state)
-        self.dt_min, self.dt_max = _checks.positive(name, "dt_min", dt_min), dt_max
+        self.dt_min = _checks.positive(name, "dt_min", dt_min)
+        self.dt_max = _checks.positive(name, "dt_max", dt_max)
         _checks.less(name, "dt_min", dt_min, "dt_max", dt_max)
         self.n_ssm = d_model if n_ssm is None else _checks.integer(name, "n_ssm", n_ssm)
         if d_model % self.n_ssm:
@@ -240,8 +241,12 @@ class SSMLayer(SequenceLayer):
             _checks.last_axis(type(self).__name__, "u", u, self.d_model)
             state = _checks.state(type(self).__name__, state, shape)
         with _full_precision(u.device.type):
-            y, x = self._given(system).step(u.to(state.dtype), state)
+            system = self._given(system)
+            dtype = system.recurrence.dtype
+            y, x = system.step(u.to(dtype), state if state.dtype == dtype else state.to(dtype))
             y = y.flatten(-2).to(u.dtype)
+        if x.dtype != state.dtype:
+            x = x.to(state.dtype)
         return (F.dropout(y, self.dropout, self.training) if self.dropout else y), x
 
     def scan(
@@ -267,12 +272,13 @@ class SSMLayer(SequenceLayer):
         _checks.sequence(name, "u", u, self.d_model)
         x = _checks.state(name, state, (*u.shape[:-2], self.d_model, self.d_state))
         if u.numel() == 0:
-            return u.new_zeros(*u.shape[:-1], self.d_output), x
+            return self.forward(u, system), x
         with _full_precision(u.device.type):
-            v = u.to(x.dtype)
-            y, new = self._given(system).scan(v.reshape(-1, *v.shape[-2:]), x.reshape(-1, *x.shape[-2:]))
+            system = self._given(system)
+            v, start = u.to(system.recurrence.dtype), x.to(system.recurrence.dtype)
+            y, new = system.scan(v.reshape(-1, *v.shape[-2:]), start.reshape(-1, *x.shape[-2:]))
             y = y.reshape(*u.shape[:-1], self.d_output)
-        return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape)
+        return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape).to(x.dtype)
 
     def _refuse_bidirectional(self, method: str) -> None:
         if self.bidirectional:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks
-from .vandermonde import vandermonde
+from .vandermonde import check_sums, vandermonde
 
 __all__ = ["cauchy", "cauchy_roots_of_unity", "naive_cauchy"]
 
@@ -130,8 +129,8 @@ def cauchy_roots_of_unity(v: Tensor, w: Tensor, L: int) -> Tensor:
         >>> cauchy_roots_of_unity(v, w, 2).real
         tensor([ 2.0000, -0.6667])
     """
+    check_sums("cauchy_roots_of_unity", v, "w", w, L)
     result = torch.promote_types(v.dtype, w.dtype)
-    _checks.integer("cauchy_roots_of_unity", "L", L, least=0)
     if L == 0:
         return vandermonde(v, w, 0)
     w = w.to(torch.complex128)

@@ -188,6 +188,7 @@ def two_sided_conv(u: Tensor, k: Tensor, k_reverse: Tensor) -> Tensor:
         tensor([3., 5., 3.])
     """
     _check("two_sided_conv", u, k)
+    _checks.floating("two_sided_conv", "k_reverse", k_reverse)
     L = u.shape[-2]
     _checks.shape("two_sided_conv", "k", k, (*k.shape[:2], L), "one value per sample of `u`")
     _checks.shape("two_sided_conv", "k_reverse", k_reverse, k.shape, "that of `k`")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .. import _checks
 
 __all__ = [
+    "check_sums",
     "naive_vandermonde",
     "naive_vandermonde_transpose",
     "powers",
@@ -23,13 +24,14 @@ _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: complex_ for complex_, real in _REAL.items()}
 
 
-def _check(where: str, v: Tensor, x: Tensor, L: int) -> None:
+def check_sums(where: str, v: Tensor, name: str, nodes: Tensor, L: int) -> None:
+    """The arguments of sums over weights `v` and as many nodes or poles: complex, and with one last axis."""
     _checks.integer(where, "L", L, least=0)
-    if v.dtype not in _REAL or x.dtype not in _REAL:
-        raise TypeError(f"{where}: `v` and `x` must be complex tensors, got {v.dtype} and {x.dtype}.")
-    if v.ndim < 1 or x.ndim < 1 or v.shape[-1] != x.shape[-1]:
+    if v.dtype not in _REAL or nodes.dtype not in _REAL:
+        raise TypeError(f"{where}: `v` and `{name}` must be complex tensors, got {v.dtype} and {nodes.dtype}.")
+    if v.ndim < 1 or nodes.ndim < 1 or v.shape[-1] != nodes.shape[-1]:
         raise ValueError(
-            f"{where}: `v` and `x` must agree in their last axis, got {tuple(v.shape)} and {tuple(x.shape)}."
+            f"{where}: `v` and `{name}` must agree in their last axis, got {tuple(v.shape)} and {tuple(nodes.shape)}."
         )
 
 
@@ -211,7 +213,7 @@ def vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
         >>> vandermonde(v, x, 3).real
         tensor([3.0000, 2.5000, 2.2500])
     """
-    _check("vandermonde", v, x, L)
+    check_sums("vandermonde", v, "x", x, L)
     result = torch.promote_types(v.dtype, x.dtype)
     v, x = torch.broadcast_tensors(v.to(result), x.to(result))
     # The imaginary part of a sum is the real part of -i times it: a second row on the same nodes.

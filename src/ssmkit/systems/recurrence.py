@@ -124,6 +124,11 @@ class Recurrence(NamedTuple):
         return self._replace(direct=self.direct + F.pad(D, (0, 0, 0, rest)), D=D.clone())
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The working dtype, in which a step is computed."""
+        return self.rows.dtype
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, N)."""
         (C, H), N = self.direct.shape, self.columns.shape[-1]
