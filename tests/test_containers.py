@@ -219,6 +219,38 @@ def test_a_checkpoint_keeps_its_input_alone():
         assert torch.allclose(a, b)
 
 
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, u):
+        self.calls += 1
+        return u.sin()
+
+
+@pytest.mark.parametrize("mode", ["forward", "scan"])
+def test_a_checkpoint_runs_its_layers_again_in_the_backward_pass(mode):
+    """Once, with the gradients of a chain that keeps everything, the state's among them."""
+    counted, ssm = Counted(), S4D(4, 8)
+    layers = [nn.Linear(4, 4), Pointwise(counted), ssm]
+    u, start = torch.randn(2, 20, 4), torch.randn(2, 4, 8)
+    gradients = []
+    for layer, calls in ((Sequential(*layers), (1, 1)), (Checkpoint(*layers), (1, 2))):
+        counted.calls = 0
+        u.requires_grad_().grad = None
+        start.requires_grad_().grad = None
+        y, end = (layer(u), None) if mode == "forward" else layer.scan(u, ((), (), start))
+        before = counted.calls
+        ssm.zero_grad()
+        (y.square().sum() + (0 if end is None else end[2].square().sum())).backward()
+        assert (before, counted.calls) == calls
+        gradients.append([u.grad, ssm.C.grad, ssm.log_dt.grad] + ([] if end is None else [start.grad]))
+    for kept, again in zip(*gradients, strict=True):
+        assert torch.allclose(kept, again)
+        assert kept.any()
+
+
 def test_tied_dropout_keeps_its_mask_over_time_and_modes():
     layer = TiedDropout(50, 0.4)
     u = torch.ones(3, 20, 50)
@@ -261,15 +293,62 @@ def test_s4block_is_the_notebooks_block():
     assert gated.layers[0].layers[-2].module.out_features == 8
 
 
-def test_hooks_of_positionwise_modules_run_in_every_mode():
+@pytest.mark.parametrize("tied", [False, True])
+def test_dropout_of_an_s4block(tied):
+    """After both activations, at the width that they have; tied over time, or drawn anew for every sample."""
+    block = S4Block(4, S4D(4, 8, channels=2), ff=3, dropout=0.25, tie_dropout=tied)
+    drops = [m for m in block.modules() if isinstance(m, (TiedDropout, nn.Dropout))]
+    assert [(type(m), m.p) for m in drops] == [(TiedDropout if tied else nn.Dropout, 0.25)] * 2
+    if tied:
+        assert [m.d_model for m in drops] == [8, 12]
+    for branch in block.layers:
+        kinds = [type(getattr(m, "module", m)) for m in branch.layers]
+        assert kinds.index(nn.GELU) + 1 == kinds.index(type(drops[0]))
+    masks = [[], []]
+    for drop, seen in zip(drops, masks, strict=True):
+        drop.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output / inputs[0]))
+    block(torch.randn(2, 50, 4))
+    for (mask,) in masks:
+        assert ((mask == 0) | ((mask - 1 / 0.75).abs() < 1e-5)).all()
+        assert ((mask - mask[:, :1]).abs() < 1e-5).all() == tied
+
+
+def test_an_s4block_needs_to_know_widths():
+    with pytest.raises(ValueError, match="S4Block: `layer` must know its output width"):
+        S4Block(4, Sequential(nn.GELU()))
+    with pytest.raises(TypeError, match="must be a torch module, got int"):
+        S4Block(4, 3)
+
+
+HOOKS = {
+    "forward": lambda module, seen: module.register_forward_hook(lambda *_: seen.append(1)),
+    "forward, before": lambda module, seen: module.register_forward_pre_hook(lambda *_: seen.append(1)),
+    "backward": lambda module, seen: module.register_full_backward_hook(lambda *_: seen.append(1)),
+    "backward, before": lambda module, seen: module.register_full_backward_pre_hook(lambda *_: seen.append(1)),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_of_positionwise_modules_run_in_every_mode(hook):
     linear, seen = nn.Linear(2, 2), []
     net = Sequential(linear)
+    u = torch.randn(1, 3, 2, requires_grad=True)
+    HOOKS[hook](linear, seen)
+    for count, run in enumerate((net, lambda u: net.scan(u, ((),))[0], lambda u: net.step(u[:, 0], ((),))[0]), 1):
+        run(u).sum().backward()
+        assert len(seen) == count
+
+
+def test_what_hooks_return_is_used_in_every_mode():
+    linear = nn.Linear(2, 2)
+    net = Sequential(linear)
     u = torch.randn(1, 3, 2)
+    linear.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
     linear.register_forward_hook(lambda module, inputs, output: output + 1)
-    linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
-    assert torch.allclose(net(u)[:, 0], net.step(u[:, 0], ((),))[0])
-    assert torch.equal(net(u), net.scan(u, ((),))[0])
-    assert len(seen) == 4
+    expected = nn.functional.linear(2 * u, linear.weight, linear.bias) + 1
+    assert torch.allclose(net(u), expected)
+    assert torch.allclose(net.scan(u, ((),))[0], expected)
+    assert torch.allclose(net.step(u[:, 0], ((),))[0], expected[:, 0])
 
 
 def test_device_and_dtype_reach_all_parameters():

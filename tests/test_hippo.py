@@ -89,6 +89,66 @@ def test_any_normal_plus_low_rank_matrix_is_diagonalised(N, rank, seed):
     assert np.abs(back - A).max() < 1e-8
 
 
+def _basis(measure, N):
+    """Nodes and weights of a quadrature over the ages of a measure, and its basis and the slopes of it at the nodes.
+
+    With LegS, ages are fractions of the whole past. The basis at age 0, and at the end of a window, comes last.
+    """
+    if measure in (hippo.legs, hippo.legt):
+        x, weight = legendre.leggauss(N + 2)
+        age, weight, root = (1 - x) / 2, weight / 2, np.sqrt(2 * np.arange(N) + 1)
+
+        def values(s):
+            return legendre.legvander(1 - 2 * np.asarray(s), N - 1) * root
+
+        slopes = np.stack([legendre.legval(x, legendre.legder(np.eye(N)[n])) for n in range(N)], 1) * -2 * root
+        return age, weight, values(age), slopes, values([0.0])[0], values([1.0])[0]
+    if measure is hippo.lagt:
+        # A weight of exp(-s) is in the quadrature: both factors of a product have their exp(-s/2) from there.
+        age, weight = laguerre.laggauss(N + 2)
+        values = laguerre.lagvander(age, N - 1)
+        slopes = np.stack([laguerre.lagval(age, laguerre.lagder(np.eye(N)[n])) for n in range(N)], 1) - values / 2
+        return age, weight, values, slopes, np.ones(N), np.zeros(N)
+    age = np.arange(4 * N) / (4 * N)
+    n = 2 * np.pi * np.arange(N // 2)
+    angle = np.outer(age, n)
+    scale = np.where(n > 0, np.sqrt(2.0), 1.0)
+    values = np.stack([scale * np.cos(angle), scale * np.sin(angle)], -1).reshape(-1, N)
+    slopes = np.stack([-n * scale * np.sin(angle), n * scale * np.cos(angle)], -1).reshape(-1, N)
+    return age, np.full(4 * N, 1 / (4 * N)), values, slopes, values[0], values[0]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("N", [2, 6, 12])
+def test_measures_follow_from_their_bases(measure, N):
+    """Differentiating the coefficients x_n(t) = ∫ g_n(s) u(t - s) ds gives A and B, by quadrature of the basis g.
+
+    By parts x' = g(0) u(t) - g(end) u(t - end) + ∫ g'(s) u(t - s) ds, with g' = D g. LegT takes the value that leaves
+    its window from the coefficients, Σ_k x_k g_k(end). FouT, whose basis has a period, takes it to be what these say at
+    the other end of the window, u(t) less as much again as they say. LagT fades and has no end. The window of LegS
+    grows, so that t x' = g(0) u + ∫ ((1 - s) g(s))' u ds.
+    """
+    age, weight, values, slopes, first, last = _basis(measure, N)
+    gram = (weight[:, None] * values).T @ values
+    filled = np.eye(N)
+    if measure is hippo.fout:
+        filled[1, 1] = 0  # the sine of frequency zero
+    assert np.allclose(gram, filled, atol=1e-10)
+    if measure is hippo.legs:
+        slopes = (1 - age)[:, None] * slopes - values
+    D = (weight[:, None] * slopes).T @ values
+    A, B = measure(N)
+    expected_A, expected_B = D, first
+    if measure is hippo.legt:
+        expected_A = D - np.outer(last, last)
+    if measure is hippo.fout:
+        # u(t) and u(t - 1) stand on both sides of a jump whose mean the coefficients give:
+        # u(t - 1) = 2 g(0)·x - u(t).
+        expected_A, expected_B = D - 2 * np.outer(first, last), 2 * first
+    assert np.abs(A - expected_A).max() <= 1e-9 * np.abs(A).max()
+    assert np.abs(B - expected_B).max() <= 1e-12
+
+
 def _bilinear(A, dt):
     eye = np.eye(len(A))
     return np.linalg.solve(eye - dt / 2 * A, eye + dt / 2 * A), np.linalg.inv(eye - dt / 2 * A)
@@ -163,6 +223,60 @@ def test_lagt_holds_laguerre_coefficients():
     assert np.abs(x - basis.T @ u[::-1] / steps).max() < 1e-3
 
 
+def _skew(N, seed=0):
+    S = np.random.default_rng(seed).standard_normal((N, N))
+    return S - S.T
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_derived_rank_does_not_depend_on_the_unit_of_time(measure, scale):
+    """Rounding of large matrices is no further rank, and small ones keep theirs."""
+    A, _ = measure(32)
+    P = hippo.low_rank_correction(scale * A)
+    assert P.shape == hippo.low_rank_correction(A, measure).shape
+    assert np.allclose(P @ P.T, scale * hippo.low_rank_correction(A) @ hippo.low_rank_correction(A).T, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "rank"), [(0.0, 0), (1e-12, 0), (1e-8, 1), (1e-4, 1)])
+def test_the_rank_counts_what_is_larger_than_rounding(size, rank):
+    """A low-rank term that is small beside the matrix is one all the same; noise of rounding is none."""
+    p = np.random.default_rng(1).standard_normal(8)
+    A = _skew(8) - 0.5 * np.eye(8) - size * np.outer(p, p) / (p @ p)
+    P = hippo.low_rank_correction(A)
+    assert P.shape == (8, rank)
+    assert np.abs(P @ P.T + A - _skew(8) + 0.5 * np.eye(8)).max() < 1e-11
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e5])
+@pytest.mark.parametrize(("error", "accepted"), [(1e-10, True), (1e-9, True), (1e-7, False), (1e-5, False)])
+def test_matrices_are_normal_to_a_hundred_millionth(scale, error, accepted):
+    """Relative to their largest number, or to 1: what rounding made of a matrix is taken, what is wrong is not."""
+    A = scale * (_skew(8) / np.abs(_skew(8)).max() - 0.5 * np.eye(8))
+    A[3, 3] += error * max(1.0, scale)
+    none = np.zeros((8, 0))
+    if accepted:
+        system = hippo.diagonalize(A, np.ones(8), none)
+        back = (system.V * system.Lambda) @ system.V.conj().T
+        assert np.abs(back - A).max() < 2 * error * max(1.0, scale)
+    else:
+        with pytest.raises(ValueError, match="must be a multiple of the identity plus a skew-symmetric matrix"):
+            hippo.diagonalize(A, np.ones(8), none)
+
+
+@pytest.mark.parametrize(("slow", "kept"), [(1e-13, False), (1e-9, True), (1e-6, True)])
+def test_slow_rotations_are_no_zeros(slow, kept):
+    """Only what rounding makes of a zero is one; its pairs come from the kernel, and are conjugate all the same."""
+    rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))[0]
+    omega = np.array([slow, 0, 1.0, 0, 3.0])
+    A = rotation @ (np.diag(omega, 1) - np.diag(omega, -1) - 0.5 * np.eye(6)) @ rotation.T
+    system = hippo.diagonalize(A, np.ones(6), np.zeros((6, 0)))
+    assert np.allclose(system.Lambda.imag[:3], [slow if kept else 0, 1, 3], rtol=1e-5, atol=0)
+    assert np.abs(system.V[:, 3:] - system.V[:, :3].conj()).max() == 0
+    # Two eigenvectors of nearly the same eigenvalue are told apart by rounding over the gap between these.
+    assert np.abs(system.V @ system.V.conj().T - np.eye(6)).max() < (1e-15 / slow if kept else 1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -171,6 +285,11 @@ def test_lagt_holds_laguerre_coefficients():
         (lambda: hippo.diagonalize(np.eye(3), np.ones(3), np.ones((3, 1))), "`N` must be a positive even integer"),
         (lambda: hippo.diagonalize(np.ones((2, 2)), np.ones(2), np.ones((2, 1))), "plus a skew-symmetric matrix"),
         (lambda: hippo.diagonalize(np.eye(2), np.ones(3), np.ones((2, 1))), r"`B` must have shape \(2,\)"),
+        (lambda: hippo.diagonalize(np.eye(2), np.ones(2), np.ones((3, 1))), r"got \(2,\) and \(3, 1\)"),
+        (lambda: hippo.diagonalize(np.eye(2), np.ones(2), np.ones(2)), r"got \(2,\) and \(2,\)"),
+        (lambda: hippo.diagonalize(np.ones(4), np.ones(2), np.ones(2)), "must be a square matrix"),
+        (lambda: hippo.legt(-1), "legt: `N` must be at least 1, got -1"),
+        (lambda: hippo.lagt(0), "lagt: `N` must be at least 1, got 0"),
         (lambda: hippo.low_rank_correction(np.ones((2, 3))), "must be a square matrix"),
     ],
 )

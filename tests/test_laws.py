@@ -215,18 +215,41 @@ def test_low_precision_keeps_states_and_systems_in_float32(label, make):
     assert relative_error(torch.stack(rows, 1), y) < 0.05
 
 
-@pytest.mark.numerical
-def test_autocast_leaves_the_recurrence_in_float32():
-    layer, u = ssmkit.S4(3, 8), torch.randn(2, 30, 3)
-    plain = layer(u)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(u)
-        scanned, state = layer.scan(u, layer.initial_state(2))
-        stepped, _ = layer.step(u[:, 0], layer.initial_state(2))
-    assert y.dtype == scanned.dtype == stepped.dtype == state.dtype == torch.float32
-    assert torch.equal(y, plain)
-    assert relative_error(scanned, plain) < 1e-5
-    assert relative_error(stepped, plain[:, 0]) < 1e-5
+@pytest.mark.parametrize("name", CAUSAL)
+def test_states_are_made_where_and_as_they_are_wanted(name):
+    """On the device and in the dtype that are named, else in those of the weights, and in float32 at least."""
+    layer = CAUSAL[name]()
+
+    def made(**options):
+        tensors = leaves(layer.initial_state(2, 3, **options))
+        assert all(tensor.shape[:2] == (2, 3) for tensor in tensors)
+        return {(tensor.device.type, tensor.dtype) for tensor in tensors}
+
+    empty = set() if not made() else None
+    for options, place, dtype in (
+        ({"device": "meta"}, "meta", torch.float32),
+        ({"dtype": torch.float64}, "cpu", torch.float64),
+        ({"dtype": torch.bfloat16, "device": "meta"}, "meta", torch.float32),
+    ):
+        assert made(**options) == ({(place, dtype)} if empty is None else empty)
+    if list(layer.parameters()):
+        layer.to("meta", torch.float64)
+        # A mask has no weights to ask.
+        masks = any(isinstance(module, ssmkit.TiedDropout) for module in layer.modules())
+        assert made() - ({("cpu", torch.float32)} if masks else set()) == (
+            {("meta", torch.float64)} if empty is None else empty
+        )
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_empty_sequences_have_gradients(name):
+    layer = CAUSAL[name]().eval()
+    u = example_input(layer, 2, 0)
+    if u.is_floating_point():
+        u.requires_grad_()
+    for y in (layer(u), layer.scan(u, layer.initial_state(2))[0]):
+        y.sum().backward()
+        assert not any(p.grad.any() for p in layer.parameters() if p.grad is not None)
 
 
 LONG = {

@@ -1,15 +1,121 @@
 """What the options of the state-space layers do, beyond the laws that all keep."""
 
-import copy
+import inspect
+import math
 
 import pytest
 import torch
+from torch import nn
 
+import oracle
 import ssmkit
+from family import BIDIRECTIONAL, SSM
 from ssmkit import S4, S4D, ops
 from ssmkit.testing import relative_error
 
 BOTH = pytest.mark.parametrize("cls", [S4, S4D])
+
+LAYERS = {**SSM, **{f"bidirectional {name}": make for name, make in BIDIRECTIONAL.items()}}
+# Measured with ten seeds: 4e-14 and 8e-7.
+ORACLE_BOUNDS = {torch.float64: 1e-12, torch.float32: 3e-6}
+
+
+def with_numbers_of_its_own(layer):
+    """Moves every number of a layer, so that no two features, poles or outputs are alike."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return layer.eval()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [(torch.float64, 1.0), (torch.float64, 0.3), (torch.float64, 2.5), (torch.float32, 1.0)]
+)
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_layers_are_the_dense_systems_of_their_parameters(name, rate, dtype):
+    """Step sizes, poles, gains, the low-rank term, the rule, tied systems, channels, both directions and D."""
+    layer, L = with_numbers_of_its_own(LAYERS[name]().to(dtype)), 24
+    system = layer.system(rate)
+    expected = torch.from_numpy(oracle.kernel(layer, L, rate))
+    assert relative_error(layer.kernel(L, system), expected) < ORACLE_BOUNDS[dtype]
+    u = torch.randn(L, layer.d_model, dtype=dtype)
+    expected = torch.from_numpy(oracle.forward(layer, u.double().numpy(), rate))
+    assert relative_error(layer(u, system), expected) < ORACLE_BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_parameter_that_is_off_by_a_thousandth_is_seen(name):
+    """Step sizes among them: the error is then far beyond the bound of the test above."""
+    layer, L = with_numbers_of_its_own(LAYERS[name]().double()), 24
+    # What is slower hardly moves within so few samples.
+    layer.log_A_real.clamp_(min=-1)
+    layer.log_dt.clamp_(min=math.log(1e-2))
+    u = torch.randn(L, layer.d_model, dtype=torch.float64)
+    y, u = layer(u), u.numpy()
+    assert relative_error(y, torch.from_numpy(oracle.forward(layer, u))) < ORACLE_BOUNDS[torch.float64]
+    for label, parameter in layer.named_parameters():
+        kept = parameter.clone()
+        # Added to a logarithm it makes a step or a pole that is larger by a thousandth.
+        parameter.add_(1e-3) if label.startswith("log") else parameter.mul_(1.001)
+        error = relative_error(y, torch.from_numpy(oracle.forward(layer, u)))
+        assert error > 1e3 * ORACLE_BOUNDS[torch.float64], label
+        parameter.copy_(kept)
+
+
+DEFAULTS = {
+    S4: {
+        "d_state": 64,
+        "init": "legs",
+        "rank": None,
+        "dt_min": 1e-3,
+        "dt_max": 1e-1,
+        "discretization": "bilinear",
+        "n_ssm": None,
+        "tie_dt": False,
+        "channels": 1,
+        "bidirectional": False,
+        "dropout": 0.0,
+        "dtype": None,
+    },
+    S4D: {
+        "d_state": 64,
+        "init": "legs",
+        "dt_min": 1e-3,
+        "dt_max": 1e-1,
+        "discretization": "zoh",
+        "n_ssm": None,
+        "tie_dt": False,
+        "channels": 1,
+        "bidirectional": False,
+        "dropout": 0.0,
+        "dtype": None,
+    },
+    ssmkit.S4Block: {"layer": None, "glu": False, "ff": 2, "dropout": 0.0, "tie_dropout": False, "dtype": None},
+    ssmkit.TiedDropout: {"p": 0.5},
+    ssmkit.DownPool: {"pool": 4, "expand": 2, "dtype": None},
+    ssmkit.UpPool: {"pool": 4, "expand": 2, "dtype": None},
+    ssmkit.MultiRate: {"pool": 4, "expand": 2, "dtype": None},
+    ssmkit.param_groups: {"weight_decay": 0.0, "ssm_lr": 1e-3},
+    ssmkit.compile_step: {"system": None},
+    ssmkit.initializers.poles: {"rank": None},
+    ssmkit.hippo.low_rank_correction: {"measure": None},
+    ssmkit.states.move: {"dtype": None},
+    ops.krylov: {"dtype": None},
+    ssmkit.systems.Diagonal.discretize: {"method": "zoh", "dtype": torch.float32},
+    ssmkit.systems.DPLR.discretize: {"dtype": torch.float32},
+    ssmkit.systems.Dense.discretize: {"method": "bilinear", "dtype": None},
+}
+
+
+@pytest.mark.parametrize("call", DEFAULTS, ids=lambda call: call.__qualname__)
+def test_arguments_that_are_left_out(call):
+    """A default is a promise: whoever changes one changes what other people's programs compute."""
+    parameters = inspect.signature(call).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    assert defaults.pop("device", None) is None
+    assert defaults == DEFAULTS[call]
 
 
 @BOTH
@@ -104,15 +210,6 @@ def test_rate_runs_a_model_at_another_sampling_rate(cls):
 
 
 @BOTH
-def test_rate_multiplies_dt(cls):
-    layer = cls(2, 8, dtype=torch.float64)
-    other = copy.deepcopy(layer)
-    with torch.no_grad():
-        other.log_dt.add_(torch.tensor(2.0).log())
-    assert relative_error(layer.system(rate=2.0).kernel(30), other.kernel(30)) < 1e-6
-
-
-@BOTH
 def test_dropout_follows_training(cls):
     layer = cls(64, 4, dropout=0.5)
     with torch.no_grad():
@@ -148,12 +245,25 @@ def test_any_length_at_any_time(cls, L):
 
 
 @BOTH
-def test_float64_input_is_not_rounded(cls):
-    layer = cls(3, 8)
-    u = torch.randn(1, 30, 3)
-    y = layer(u.double())
-    assert y.dtype == torch.float64
-    assert relative_error(y, layer(u).double()) < 1e-5
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sequence", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kept", [torch.float32, torch.float64])
+def test_outputs_have_the_dtype_of_the_input_and_states_keep_their_own(cls, batch, weights, sequence, kept):
+    """Whatever the weights have, and few streams or many; `forward` takes float64 input without rounding it."""
+    layer = cls(3, 8, dtype=weights)
+    u = torch.randn(batch, 30, 3, dtype=sequence)
+    y, state = layer(u), layer.initial_state(batch, dtype=kept)
+    scanned, after = layer.scan(u, state)
+    stepped, next_state = layer.step(u[:, 0], state)
+    assert {y.dtype, scanned.dtype, stepped.dtype} == {sequence}
+    assert {state.dtype, after.dtype, next_state.dtype} == {kept}
+    assert relative_error(scanned, y) < 1e-5
+    assert relative_error(stepped, y[:, 0]) < 1e-5
+    with torch.no_grad():
+        layer.C.zero_()
+        layer.D.fill_(1.0)
+    assert relative_error(layer(u), u) < (1e-14 if sequence == torch.float64 else 1e-6)
 
 
 @BOTH
@@ -312,3 +422,90 @@ def test_a_system_holds_all_that_it_was_made_of(cls):
     assert torch.allclose(layer(u, system), before)
     assert torch.allclose(scanned, before)
     assert torch.allclose(stepped, before[:, 0])
+
+
+@BOTH
+def test_autocast_leaves_every_mode_in_float32(cls):
+    """Bit by bit, for few streams and for many (which take matrix products), systems made inside and outside."""
+    layer, u = cls(3, 8, channels=2), torch.randn(6, 30, 3)
+    state, system = layer.initial_state(6), layer.system()
+
+    def run(system):
+        yield layer.kernel(30, system)
+        yield layer(u, system)
+        yield from layer.scan(u, state, system)
+        for batch in (1, 4, 6):
+            yield from layer.step(u[:batch, 0], state[:batch] + 1, system)
+
+    plain = list(run(None))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = [list(run(given)) for given in (None, system, layer.system())]
+        low = layer.step(u[:, 0].bfloat16(), state, system)[0], layer(u.bfloat16(), system)
+    for made in inside:
+        assert all(torch.equal(a, b) for a, b in zip(made, plain, strict=True))
+    assert {y.dtype for y in low} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_sequence_has_gradients(name):
+    """Of nothing, and none of them is other than zero."""
+    layer = LAYERS[name]()
+    u = torch.randn(2, 0, layer.d_model, requires_grad=True)
+    outputs = [layer(u), layer.kernel(0)]
+    if not layer.bidirectional:
+        outputs.append(layer.scan(u, layer.initial_state(2))[0])
+    for y in outputs:
+        y.sum().backward()
+        gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+        assert len(gradients) >= 4
+        assert not any(g.any() for g in gradients)
+        layer.zero_grad(set_to_none=True)
+    assert u.grad.shape == u.shape
+
+
+NUMBERS = {
+    "d_model": lambda x: S4(x),
+    "d_state": lambda x: S4D(4, x),
+    "n_ssm": lambda x: S4(4, n_ssm=x),
+    "channels": lambda x: S4D(4, channels=x),
+    "rank": lambda x: S4(4, rank=x),
+    "rank of poles": lambda x: ssmkit.initializers.poles("S4", "legs", 8, x),
+    "dt_min": lambda x: S4(4, dt_min=x, dt_max=2.0),
+    "dt_max": lambda x: S4D(4, dt_max=x),
+    "low": lambda x: ssmkit.initializers.log_uniform((3,), x, 2.0),
+    "high": lambda x: ssmkit.initializers.log_uniform((3,), 0.1, x),
+    "dropout": lambda x: S4(4, dropout=x),
+    "rate": lambda x: S4D(4).system(x),
+    "rate of Pointwise": lambda x: ssmkit.Pointwise(nn.Tanh()).system(x),
+    "rate of TiedDropout": lambda x: ssmkit.TiedDropout(4).system(x),
+    "rate of MultiRate": lambda x: ssmkit.MultiRate(2, S4D(4)).system(x),
+    "L": lambda x: S4(4).kernel(x),
+    "p": lambda x: ssmkit.TiedDropout(4, x),
+    "dropout of S4Block": lambda x: ssmkit.S4Block(4, dropout=x),
+    "ff": lambda x: ssmkit.S4Block(4, ff=x),
+    "pool": lambda x: ssmkit.DownPool(4, x),
+    "expand": lambda x: ssmkit.UpPool(4, 2, x),
+    "lr": lambda x: ssmkit.param_groups(S4D(4), x),
+    "ssm_lr": lambda x: ssmkit.param_groups(S4D(4), 1e-3, ssm_lr=x),
+    "weight_decay": lambda x: ssmkit.param_groups(S4D(4), 1e-3, x),
+    "times": lambda x: ssmkit.states.repeat(torch.zeros(2, 3), x),
+    "index": lambda x: ssmkit.states.select(torch.zeros(2, 3), x),
+    "N of legs": lambda x: ssmkit.hippo.legs(x),
+    "N of legt": lambda x: ssmkit.hippo.legt(x),
+    "N of lagt": lambda x: ssmkit.hippo.lagt(x),
+    "N of fout": lambda x: ssmkit.hippo.fout(x),
+    "N of lin": lambda x: ssmkit.initializers.lin(x),
+    "L of vandermonde": lambda x: ops.vandermonde(torch.ones(2) + 0j, torch.ones(2) + 0j, x),
+    "L of cauchy": lambda x: ops.cauchy_roots_of_unity(torch.ones(2) + 0j, torch.zeros(2) + 0j, x),
+    "L of krylov": lambda x: ops.krylov(torch.eye(2), torch.ones(2), torch.ones(1, 2), x),
+}
+
+
+@pytest.mark.parametrize("value", [True, False, math.inf, math.nan, "1"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_is_refused(name, value):
+    """In one sentence that names the argument and what came."""
+    if name == "index" and not isinstance(value, bool):
+        return
+    with pytest.raises((TypeError, ValueError), match=f"`{name.split(' of ')[0]}` must be .*, got {value!r}"):
+        NUMBERS[name](value)

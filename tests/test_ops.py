@@ -100,9 +100,13 @@ def test_cauchy(L, N, batch, block):
 
 @pytest.mark.numerical
 @settings(max_examples=30)
-@given(L=st.integers(1, 70), N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2))
+@given(
+    L=st.one_of(st.sampled_from([0, 1, 2]), st.integers(1, 70)),
+    N=st.integers(1, 9),
+    batch=st.lists(st.integers(1, 3), max_size=2),
+)
 def test_cauchy_at_the_roots_of_unity(L, N, batch):
-    turn = 2 * math.pi / L * torch.arange(L, dtype=torch.float64)
+    turn = 2 * math.pi / max(1, L) * torch.arange(L, dtype=torch.float64)
     z = torch.polar(torch.ones_like(turn), turn)
     same_values_and_gradients(
         lambda v, w: ops.cauchy_roots_of_unity(v, w, L),
@@ -110,6 +114,16 @@ def test_cauchy_at_the_roots_of_unity(L, N, batch):
         random_complex(*batch, N),
         0.9 * decaying(*batch, N),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_cauchy_at_none_and_one_of_the_roots_of_unity(dtype):
+    """There is one node of one, and it is 1; of none there is nothing, in the right shape and dtype."""
+    v, w = random_complex(2, 3, dtype=dtype), (0.5 * random_complex(2, 3)).to(dtype)
+    one, none = (ops.cauchy_roots_of_unity(v, w, L) for L in (1, 0))
+    assert torch.allclose(one[:, 0], (v / (1 - w)).sum(-1))
+    assert (one.shape, none.shape) == ((2, 1), (2, 0))
+    assert one.dtype == none.dtype == dtype
 
 
 def contraction(*batch, N, slow=1e-3):
@@ -169,14 +183,18 @@ def test_convolution_is_the_same_in_blocks_of_any_size(monkeypatch, block):
 
 
 @pytest.mark.numerical
-def test_two_sided_conv():
-    u = torch.randn(2, 9, 3, dtype=torch.float64)
-    k, r = torch.randn(2, 4, 3, 9, dtype=torch.float64)
+@pytest.mark.parametrize("L", [0, 1, 2, 9, 16])
+def test_two_sided_conv(L):
+    u = torch.randn(2, L, 3, dtype=torch.float64)
+    k, r = torch.randn(2, 4, 3, L, dtype=torch.float64)
 
     def naive(u, k, r):
         rest = torch.nn.functional.pad(u[..., 1:, :], (0, 0, 0, 1)).flip(-2)
         return ops.naive_causal_conv(u, k) + ops.naive_causal_conv(rest, r).flip(-2)
 
+    if L == 0:
+        assert ops.two_sided_conv(u, k, r).shape == (2, 0, 12)
+        return
     same_values_and_gradients(ops.two_sided_conv, naive, u, k, r)
 
 
@@ -318,6 +336,55 @@ def test_no_fast_path_holds_all_terms():
             ValueError,
             "`k_reverse` must have shape",
         ),
+        (
+            lambda: ops.two_sided_conv(torch.ones(5, 2), torch.ones(1, 2, 4), torch.ones(1, 2, 4)),
+            ValueError,
+            r"two_sided_conv: `k` must have shape \(1, 2, 5\)",
+        ),
+        (
+            lambda: ops.two_sided_conv(torch.ones(5, 2), torch.ones(1, 2, 6), torch.ones(1, 2, 5)),
+            ValueError,
+            r"two_sided_conv: `k` must have shape \(1, 2, 5\)",
+        ),
+        (
+            lambda: ops.two_sided_conv(torch.ones(5, 2), torch.ones(1, 2, 5), torch.ones(2, 2, 5)),
+            ValueError,
+            r"two_sided_conv: `k_reverse` must have shape \(1, 2, 5\)",
+        ),
+        (
+            lambda: ops.two_sided_conv(torch.ones(5, 2), torch.ones(1, 2, 5), torch.ones(1, 2, 5).int()),
+            TypeError,
+            "two_sided_conv: `k_reverse` must be a real floating tensor",
+        ),
+        (
+            lambda: ops.two_sided_conv(torch.ones(5, 2), torch.ones(1, 2, 5) + 0j, torch.ones(1, 2, 5)),
+            TypeError,
+            "two_sided_conv: `k` must be a real floating tensor",
+        ),
+        (lambda: ops.causal_conv(torch.ones(2), torch.ones(1, 2, 5)), ValueError, r"`u` must have shape \(\*, length"),
+        (
+            lambda: ops.cauchy_roots_of_unity(torch.ones(2), torch.ones(2) + 0j, 3),
+            TypeError,
+            "cauchy_roots_of_unity: `v` and `w` must be complex",
+        ),
+        (
+            lambda: ops.cauchy_roots_of_unity(torch.ones(1) + 0j, torch.zeros(3) + 0j, 3),
+            ValueError,
+            "cauchy_roots_of_unity: `v` and `w` must agree in their last axis",
+        ),
+        (
+            lambda: ops.cauchy_roots_of_unity(torch.ones(1) + 0j, torch.zeros(1) + 0j, -1),
+            ValueError,
+            "cauchy_roots_of_unity: `L` must be at least 0",
+        ),
+        (
+            lambda: ops.krylov(torch.eye(2), torch.ones(2), torch.ones(1, 2), -1),
+            ValueError,
+            "krylov: `L` must be at least 0",
+        ),
+        (lambda: ops.krylov(torch.eye(2), torch.ones(3), torch.ones(1, 2), 3), ValueError, "`b` \\(\\*, N\\)"),
+        (lambda: ops.krylov(torch.eye(2), torch.ones(2), torch.ones(2), 3), ValueError, "`c` \\(\\*, M, N\\)"),
+        (lambda: ops.vandermonde(torch.ones(()) + 0j, torch.ones(1) + 0j, 3), ValueError, "agree in their last axis"),
     ],
 )
 def test_bad_input(call, error, message):

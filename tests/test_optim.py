@@ -38,6 +38,39 @@ def test_every_parameter_stands_in_one_group():
     assert {n.rsplit(".", 1)[1] for n in decayed} == {"C", "D", "weight"}
 
 
+NORMS = [
+    nn.LayerNorm(4),
+    nn.RMSNorm(4),
+    nn.GroupNorm(2, 4),
+    nn.BatchNorm1d(4),
+    nn.BatchNorm2d(4),
+    nn.SyncBatchNorm(4),
+    nn.InstanceNorm1d(4, affine=True),
+]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda m: type(m).__name__)
+def test_norms_do_not_decay(norm):
+    """Of whatever kind, weights as well as biases, wherever in a model they stand."""
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Sequential(norm))
+    plain, decayed = sorted_by_name(model, lr=1e-2, weight_decay=0.1)
+    norms = sorted(f"1.0.{name}" for name, _ in norm.named_parameters())
+    assert norms
+    assert plain == (1e-2, 0.0, ["0.bias", *norms])
+    assert decayed == (1e-2, 0.1, ["0.weight"])
+
+
+def test_there_is_no_decay_unless_it_is_asked_for():
+    assert {decay for _, decay, _ in sorted_by_name(network(), lr=1e-2)} == {0.0}
+
+
+def test_biases_go_by_their_name():
+    layer = nn.LSTM(2, 2)
+    plain, decayed = sorted_by_name(layer, lr=1e-2, weight_decay=0.1)
+    assert plain[2] == ["bias_hh_l0", "bias_ih_l0"]
+    assert decayed[2] == ["weight_hh_l0", "weight_ih_l0"]
+
+
 def test_the_smaller_rate_is_the_smaller():
     assert sorted_by_name(S4D(4), lr=5e-4)[0][0] == 5e-4
     assert sorted_by_name(S4D(4), lr=1e-2)[0][0] == 1e-3
@@ -83,7 +116,7 @@ def test_own_layers_join_in():
     [
         ({"lr": 0.0}, "`lr` must be a positive number"),
         ({"lr": 1e-3, "ssm_lr": -1.0}, "`ssm_lr` must be a positive number"),
-        ({"lr": 1e-3, "weight_decay": -0.1}, "`weight_decay` must be at least 0"),
+        ({"lr": 1e-3, "weight_decay": -0.1}, "`weight_decay` must be finite and at least 0.0, got -0.1"),
     ],
 )
 def test_bad_input(options, message):

@@ -95,6 +95,8 @@ def test_another_rate_is_refused():
     layer = Sequential(MultiRate(2, S4D(4)))
     with pytest.raises(ValueError, match="MultiRate: `rate` must be 1, got 2.0: frames are counted in samples"):
         layer.system(rate=2.0)
+    with pytest.raises(ValueError, match="MultiRate: `rate` must be 1, got 0.5"):
+        layer.system(rate=0.5)
 
 
 def test_gradients_do_not_leak_from_the_future():

@@ -46,6 +46,15 @@ def test_concatenate_undoes_select(running):
     assert relative_error(y, rest[[3, 1]]) < 1e-12
 
 
+def test_batches_of_unequal_size_are_joined(running):
+    net, u, state, rest = running
+    parts = [states.select(state, slice(0, 3)), states.select(state, [3]), states.select(state, slice(1, 3))]
+    rows = [0, 1, 2, 3, 1, 2]
+    y, _ = net.scan(u[rows], states.concatenate(parts))
+    assert relative_error(y, rest[rows]) < 1e-12
+    assert states.concatenate(((0, torch.zeros(2, 3)), (0, torch.zeros(0, 3))))[1].shape == (2, 3)
+
+
 def test_detach_and_move(running):
     net, u, state, rest = running
     detached = states.detach(state)
@@ -68,11 +77,20 @@ def test_bad_input(running):
         states.concatenate([state, later])
     with pytest.raises(ValueError, match="concatenate: `states` must hold at least one state"):
         states.concatenate([])
+    shapes = [(2, 4, 8), (2, 4, 16), (2, 3, 8), (2, 4, 8, 1), (2, 4)]
+    for wrong in shapes[1:]:
+        for pair in (shapes[0], wrong), (wrong, shapes[0]):
+            with pytest.raises(ValueError, match="concatenate: the states must be of one layer, got trees that differ"):
+                states.concatenate([((), torch.zeros(shape)) for shape in pair])
     for other in (S4D(4).initial_state(1), Sequential(S4(4), S4(4), S4(4)).initial_state(1), ((), 3, ())):
         with pytest.raises(ValueError, match="concatenate: the states must be of one layer"):
             states.concatenate([state, other])
     with pytest.raises(ValueError, match="move: `dtype` must be torch.float32 or torch.float64, got torch.bfloat16"):
         states.move(state, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="move: `dtype` must be"):
+        states.move(state, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"select: `index` must be an integer, .*, got True \(bool\)"):
+        states.select(state, True)
     with pytest.raises(ValueError, match="repeat: `times` must be at least 1"):
         states.repeat(state, 0)
 

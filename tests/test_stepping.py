@@ -16,6 +16,12 @@ class Twice(nn.Module):
         return 2 * u
 
 
+def tensors(state):
+    if isinstance(state, tuple):
+        return [tensor for child in state for tensor in tensors(child)]
+    return [state] if isinstance(state, torch.Tensor) else []
+
+
 def network():
     inner = Sequential(Residual(MultiRate(8, S4Block(16, S4D(16, 4)), 2)), Pointwise(Twice()))
     return Sequential(nn.Embedding(9, 4), Residual(MultiRate(4, inner, 3)), S4Block(4, S4(4, 4)), nn.Linear(4, 9))
@@ -27,18 +33,44 @@ def test_compiled_steps_are_steps_and_nothing_is_compiled_after_the_first_frame(
     for batch in ((5,), ()):
         state = expected_state = model.initial_state(*batch)
         u = torch.randint(9, (30, *batch))
-        with torch.no_grad():
-            for k in range(30):
-                # One frame of the slowest tier is 6 samples.
-                with torch._dynamo.config.patch(error_on_recompile=k >= 6):
-                    y, state = step(u[k], state)
+        for k in range(30):
+            # One frame of the slowest tier is 6 samples.
+            with torch._dynamo.config.patch(error_on_recompile=k >= 6):
+                y, state = step(u[k], state)
+            with torch.no_grad():
                 expected, expected_state = model.step(u[k], expected_state, system)
-                assert relative_error(y, expected) < 1e-5
-                assert not y.requires_grad
+            assert relative_error(y, expected) < 1e-5
+            assert not any(value.requires_grad for value in (y, *tensors(state)))
     assert state[1][0][2] == expected_state[1][0][2] == 0
     with torch.no_grad():
         continued = model.scan(u, state)[0]
         assert relative_error(continued, model.scan(u, expected_state)[0]) < 1e-5
+
+
+CHAINS = {
+    "two before a MultiRate": lambda: Sequential(S4D(4, 4), nn.Linear(4, 4), MultiRate(4, S4D(8, 4), 2), nn.Tanh()),
+    "two MultiRates": lambda: Sequential(MultiRate(4, S4D(8, 4), 2), Residual(MultiRate(4, S4D(8, 4), 3)), nn.Tanh()),
+    "nothing but a MultiRate": lambda: MultiRate(4, Sequential(nn.Linear(8, 8), S4D(8, 4)), 2),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_every_part_of_a_chain_has_its_own_state_and_system(monkeypatch, name, grad):
+    """Wherever the rate changes; with gradients switched on outside as well as off."""
+    # What is planned is looked at here, and not what torch makes of it.
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    model = CHAINS[name]().double().eval()
+    step, system = compile_step(model, model.system(1.0)), model.system()
+    state = expected_state = model.initial_state(3, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        for u in torch.randn(14, 3, 4, dtype=torch.float64):
+            y, state = step(u, state)
+            expected, expected_state = model.step(u, expected_state, system)
+            assert relative_error(y, expected) < 1e-12
+            assert len(tensors(state)) == len(tensors(expected_state))
+            assert not any(value.requires_grad for value in (y, *tensors(state)))
+            assert expected.requires_grad == grad or not expected.any()
 
 
 def test_the_system_is_a_constant():
