@@ -113,7 +113,7 @@ def assert_standard_normal(numbers):
 @pytest.mark.parametrize("cls", [S4, S4D])
 def test_outputs_start_normal(cls, seed):
     """D standard normal; C complex with variance 1, 1/2 in each part; of every output and both directions."""
-    torch.manual_seed(seed)
+    torch.manual_seed(torch.initial_seed() + seed)
     layer = cls(16384, 4, n_ssm=1, channels=2, bidirectional=True)
     for c in range(4):
         assert_standard_normal(layer.C[c] * 2**0.5)
@@ -127,7 +127,7 @@ def test_outputs_start_normal(cls, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_rank_above_that_of_the_measure_starts_small(seed):
     """Complex normal numbers with variance 1e-4 beside the columns of the measure."""
-    torch.manual_seed(seed)
+    torch.manual_seed(torch.initial_seed() + seed)
     plain, wide = poles("S4", "legt", 64), poles("S4", "legt", 64, rank=2 + 1024)
     assert torch.equal(wide.P[:, :2], plain.P)
     assert torch.equal(wide.Lambda, plain.Lambda)
@@ -153,7 +153,7 @@ def assert_log_uniform(logs, low, high):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("cls", [S4, S4D])
 def test_steps_start_log_uniform(cls, seed):
-    torch.manual_seed(seed)
+    torch.manual_seed(torch.initial_seed() + seed)
     assert_log_uniform(cls(16384, 2, n_ssm=1).log_dt, 1e-3, 1e-1)
     assert_log_uniform(cls(16384, 2, n_ssm=8192, tie_dt=True, dt_min=1e-5, dt_max=3.0).log_dt, 1e-5, 3.0)
 
