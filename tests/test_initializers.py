@@ -85,6 +85,14 @@ def test_poles_of_ones_own_are_taken_as_they_are():
     assert asked == [6, 6]
 
 
+@pytest.mark.parametrize("cls", [S4, S4D])
+def test_a_matrix_of_ones_own_is_taken_as_it_is(cls):
+    A, B, V = matrix_of("legt", 8)
+    layer = cls(2, 8, init=lambda N: (3 * A, 5 * B), dtype=torch.float64)
+    gains = 2 * (V @ as_complex(layer.B)[0]).real
+    assert np.allclose(gains, 5 * B if cls is S4 else 5 * B / 2, rtol=1e-9)
+
+
 def test_the_registry():
     assert {"legs": hippo.legs, "legt": hippo.legt, "lagt": hippo.lagt, "fout": hippo.fout} == initializers.HIPPO
     assert {name: getattr(initializers, name) for name in ("lin", "inv", "quad", "real")} == initializers.DIAGONAL
