@@ -125,8 +125,8 @@ class Recurrence(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The working dtype, in which a step is computed."""
-        return self.rows.dtype
+        """The working dtype, of outputs and of states that a layer makes."""
+        return self.direct.dtype
 
     @property
     def shape(self) -> tuple[int, int, int]:
