@@ -237,8 +237,8 @@ def test_blocks_of_fifteen_samples_over_slow_poles(layer, init):
     exact = model.double()
     with torch.no_grad():
         y, end = exact.scan(u.double(), exact.initial_state(dtype=torch.float64))
-    assert relative_error(torch.cat(out), y) < 3.5e-5
-    assert relative_error(state, end) < 3.5e-5
+    assert relative_error(torch.cat(out), y) < 2e-6
+    assert relative_error(state, end) < 2e-6
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,)])

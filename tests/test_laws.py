@@ -34,7 +34,6 @@ def test_modes_agree(name, dtype, batch, L, data):
     assert_modes_agree(layer, example_input(layer, *batch, L), splits=[split])
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("name", CAUSAL)
 def test_three_scans_are_one(name):
     layer = CAUSAL[name]().double().eval()
@@ -46,7 +45,6 @@ def test_three_scans_are_one(name):
     assert relative_error(torch.cat(parts, 1), layer(u)) < 1e-10
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("name", CAUSAL)
 def test_gradients_agree_and_reach_every_parameter(name):
     """The gradients of forward, scan and steps are the same, and none is missing or zero."""
@@ -261,7 +259,6 @@ LONG = {
 }
 
 
-@pytest.mark.numerical(seeds_inside=True)
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("dt", [(1e-5, 2e-5), (1e-4, 1e-2), (1e-3, 1e-1)])
 def test_float32_holds_over_long_sequences(name, dt):

@@ -198,7 +198,6 @@ def test_two_sided_conv(L):
     same_values_and_gradients(ops.two_sided_conv, naive, u, k, r)
 
 
-@pytest.mark.numerical
 def test_second_derivatives():
     u, k = torch.randn(1, 5, 2, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64)
     v, z, w = random_complex(2), random_complex(3) + 3, random_complex(2) - 3
