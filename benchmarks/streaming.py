@@ -165,26 +165,33 @@ def _read(weights: Any, segments: Any, length: Any) -> Any:
     return total
 
 
-def segments(table: np.ndarray, size: int) -> np.ndarray:
-    """Where the weights of every instruction lie, and once in how many samples they are read."""
+def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """All coefficients, and of each instruction where they lie and once in how many samples they are read."""
     column = {name: i for i, name in enumerate(FIELDS)}
-    starts = [line[column["weights"]] for line in table if line[column["op"]] not in (Op.ADD, Op.FRAME, Op.GLU)]
-    ends, found = [*starts[1:], size], []
-    period, until = [1], [len(table)]
-    place = 0
-    for at, line in enumerate(table):
+    packed = {"weights": engine.weights, "poles": engine.poles.view(np.float32)}
+    # Starts are counted in numbers of the array: a pole has the size of two weights.
+    found: dict[str, list[tuple[int, int]]] = {"weights": [], "poles": []}
+    period, until = [1], [len(engine.table)]
+    for at, line in enumerate(engine.table):
         while at >= until[-1]:
             period.pop()
             until.pop()
-        if line[column["op"]] == Op.FRAME:
+        op = line[column["op"]]
+        if op == Op.FRAME:
             period.append(period[-1] * int(line[column["c"]]))
             until.append(int(line[column["d"]]))
-        elif line[column["op"]] == Op.EMBED:
-            place += 1  # one row of a table
-        elif line[column["op"]] not in (Op.ADD, Op.GLU):
-            found.append((starts[place], ends[place], period[-1]))
-            place += 1
-    return np.array(found)
+        elif op not in (Op.ADD, Op.GLU):
+            # Of an embedding a row is read, which counts as none.
+            found["weights"].append((int(line[column["weights"]]), 0 if op == Op.EMBED else period[-1]))
+        if op == Op.SSM:
+            found["poles"].append((2 * int(line[column["poles"]]), period[-1]))
+    parts, offset = [], 0
+    for name, array in packed.items():
+        starts = [start for start, _ in found[name]]
+        ends = [*starts[1:], len(array)]
+        parts += [(offset + s, offset + e, p) for (s, p), e in zip(found[name], ends, strict=True) if p]
+        offset += len(array)
+    return np.concatenate([*packed.values()]), np.array(parts)
 
 
 def sizes(config: Config) -> list[dict[str, Any]]:
@@ -194,11 +201,11 @@ def sizes(config: Config) -> list[dict[str, Any]]:
         torch.manual_seed(0)
         model = make().eval()
         engine = Engine(model)
-        parts = segments(engine.table, len(engine.weights))
+        coefficients, parts = segments(engine)
         runs: dict[str, Run] = {
             "one thread": sampled(model, 1, 1600, 1),
             "two threads": sampled(model, 1, 1600, 2),
-            "reading": functools.partial(_read, engine.weights, parts, 1600),
+            "reading": functools.partial(_read, coefficients, parts, 1600),
         }
         times = turn_by_turn(runs, config.rounds, torch.device("cpu"))
         seconds = {who: taken.median / 1600 for who, taken in times.items()}
@@ -206,7 +213,7 @@ def sizes(config: Config) -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": name,
-                "weights": engine.weights.nbytes,
+                "weights": coefficients.nbytes,
                 "read per sample": read,
                 **{f"{who}, seconds per sample": value for who, value in seconds.items()},
                 "real-time factor, one thread": seconds["one thread"] * RATE,
