@@ -51,7 +51,6 @@ def random_complex(*shape, dtype=torch.complex128):
     return torch.randn(*shape, dtype=torch.complex128).to(dtype)
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2))
 def test_vandermonde(L, N, batch):
@@ -61,7 +60,6 @@ def test_vandermonde(L, N, batch):
     )
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2), real=st.booleans())
 def test_vandermonde_transpose(L, N, batch, real):
@@ -69,7 +67,6 @@ def test_vandermonde_transpose(L, N, batch, real):
     same_values_and_gradients(ops.vandermonde_transpose, ops.naive_vandermonde_transpose, u, decaying(*batch, N))
 
 
-@pytest.mark.numerical
 def test_vandermonde_transpose_is_the_transpose():
     x, v, u = decaying(5), random_complex(5), random_complex(300)
     left = (ops.vandermonde(v, x, 300) * u).sum()
@@ -85,7 +82,6 @@ def test_vandermonde_takes_zero_for_a_node():
     assert grad == 1
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(
     L=st.integers(1, 60), N=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=2), block=st.integers(1, 64)
@@ -98,7 +94,6 @@ def test_cauchy(L, N, batch, block):
         )
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(
     L=st.one_of(st.sampled_from([0, 1, 2]), st.integers(1, 70)),
@@ -132,7 +127,6 @@ def contraction(*batch, N, slow=1e-3):
     return q * torch.exp(-torch.logspace(math.log10(slow), 0, N, dtype=torch.float64))
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(L=LENGTHS, N=st.integers(1, 8), M=st.integers(1, 5), batch=st.lists(st.integers(1, 3), max_size=2))
 def test_krylov(L, N, M, batch):
@@ -146,7 +140,6 @@ def test_krylov(L, N, M, batch):
     )
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("block", [1, 3000])
 def test_krylov_is_the_same_in_blocks_of_any_size(block):
     b, c = torch.randn(5, 6, dtype=torch.float64), torch.randn(3, 5, 2, 6, dtype=torch.float64)
@@ -160,7 +153,6 @@ def test_krylov_is_the_same_in_blocks_of_any_size(block):
         )
 
 
-@pytest.mark.numerical
 @settings(max_examples=30)
 @given(
     L=st.integers(0, 60),
@@ -174,7 +166,6 @@ def test_causal_conv(L, M, H, C, batch):
     same_values_and_gradients(ops.causal_conv, ops.naive_causal_conv, u, k)
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("block", [1, 200, 1 << 30])
 def test_convolution_is_the_same_in_blocks_of_any_size(monkeypatch, block):
     monkeypatch.setitem(sys.modules["ssmkit.ops.conv"]._BLOCK, "cpu", block)
@@ -182,7 +173,6 @@ def test_convolution_is_the_same_in_blocks_of_any_size(monkeypatch, block):
     same_values_and_gradients(ops.causal_conv, ops.naive_causal_conv, u, k)
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("L", [0, 1, 2, 9, 16])
 def test_two_sided_conv(L):
     u = torch.randn(2, L, 3, dtype=torch.float64)

@@ -40,7 +40,6 @@ def steps(system, u, x):
     return torch.stack(rows, 1), x
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_closed_form_is_the_dense_bilinear_rule(rank, groups):
@@ -53,7 +52,6 @@ def test_closed_form_is_the_dense_bilinear_rule(rank, groups):
     assert relative_error(closed.dense.c, oracle.c) < 1e-12
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("init", HIPPO)
 @pytest.mark.parametrize("N", [2, 16, 64])
 def test_closed_form_holds_for_hippo(init, N):
@@ -75,7 +73,6 @@ MAKERS = {
 }
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("name", MAKERS)
 @settings(max_examples=15)
 @given(L=LENGTHS, groups=st.sampled_from([1, 2, 4]), channels=st.integers(1, 2), batch=st.integers(1, 3))
@@ -111,7 +108,6 @@ def errors_of(system, discretize, signal, duration, counts):
     return out
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("kind", ["diagonal", "rank 1", "dense"])
 def test_bilinear_is_of_second_order(kind):
     """Halving the step quarters the error."""
@@ -128,7 +124,6 @@ def test_bilinear_is_of_second_order(kind):
         assert abs(math.log2(coarse / fine) - 2) < 0.1, errors
 
 
-@pytest.mark.numerical
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
 def test_zoh_is_exact_for_piecewise_constant_input(kind):
     """Thirty-two times finer steps under the same staircase change nothing."""
@@ -169,7 +164,6 @@ def test_zoh_has_a_gradient_at_zero():
     assert grad.isfinite().all()
 
 
-@pytest.mark.numerical
 def test_gradients_flow_through_the_closed_form():
     """Against the dense rule, by gradcheck and side by side."""
     system = dplr(2, 4, 3, 2)
