@@ -290,14 +290,76 @@ def test_bfloat16_trains(tmp_path):
 
 
 def test_learning_rate_schedule():
-    cosine = [training.rate(settings(steps=100, warmup=0.1), k) for k in range(100)]
+    def rates(schedule):
+        wanted = settings(steps=100, warmup=0.1, schedule=schedule)
+        return [wanted.rate(k) for k in range(100)]
+
+    cosine, constant, tail = map(rates, ("cosine", "constant", "tail"))
     assert cosine[0] == pytest.approx(0.1)
     assert max(cosine) == cosine[10] == 1
     assert cosine[55] == pytest.approx(0.5)
     assert 0 < cosine[99] < 0.01
-    constant = [training.rate(settings(steps=100, warmup=0.1, schedule="constant"), k) for k in range(100)]
     assert constant[:10] == cosine[:10]
     assert set(constant[10:]) == {1}
+    assert tail[:76] == constant[:76]
+    assert tail[75:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * k / 25) for k in range(25)])
+
+
+def test_a_run_goes_on_with_another_schedule_that_agrees_so_far(tmp_path):
+    """And then it is the run that had this schedule from the beginning."""
+    whole = losses(trainer(tmp_path, steps=16, schedule="tail"), tmp_path, name="whole")
+    assert losses(trainer(tmp_path, steps=16, schedule="constant"), tmp_path, name="constant") != whole
+    run = storage.Run(tmp_path / "run")
+    found = trainer(tmp_path, steps=16, schedule="constant")
+    run.open(found.settings)
+
+    def stop(step, loss):
+        if step == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(found, run, every=2, report=stop)
+    message = (
+        r"run has 10 steps behind it, by the schedule constant, and tail differs from it after step 7; "
+        r"give --schedule constant, more --steps, or another --out"
+    )
+    with pytest.raises(Problem, match=message):
+        run.open(settings(steps=8, schedule="tail"))
+    with pytest.raises(Problem, match="cosine differs from it after step 2;"):
+        run.open(settings(steps=16, schedule="cosine"))
+    assert losses(trainer(tmp_path, steps=16, schedule="tail"), tmp_path, name="run") == whole
+
+
+def test_noise_moves_what_is_read_and_ends_before_the_run(tmp_path):
+    """By at most so many classes, within their range, differently in each step; what is to be said stays as it is."""
+    found = trainer(tmp_path, steps=8, noise=3, noise_until=0.5)
+    x = torch.tensor([[0, 1, 100, 255] * 50])
+    seen = []
+    found.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for step in (0, 0, 3, 4, 7):
+        found.step(step, x, x)
+    first, again, second, *last = seen
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(read, x) for read in last)
+    inner = torch.cat([first, second])[:, 2::4] - 100
+    assert set(inner.flatten().tolist()) == set(range(-3, 4))
+    assert (first - x).abs().max() == 3
+    assert (first.min(), first.max()) == (0, 255)
+    without = losses(trainer(tmp_path), tmp_path, name="without")
+    assert losses(trainer(tmp_path, noise=2, noise_until=0.0), tmp_path, name="ended") == without
+    assert losses(trainer(tmp_path, noise=2), tmp_path, name="with") != without
+
+
+def test_state_space_parameters_have_a_rate_of_their_own(tmp_path):
+    """With none to speak of, they stay where they are, and the others move."""
+    found = trainer(tmp_path, ssm_lr=1e-12, weight_decay=0.0)
+    before = {name: x.clone() for name, x in found.model.state_dict().items()}
+    found.step(4, *found.excerpts.draw(0, 2))
+    moved = {name for name, x in found.model.state_dict().items() if (x - before[name]).abs().max() > 1e-6}
+    still = {name for name in before if name.split(".")[-1] in S4D.SSM_PARAMETERS}
+    assert still
+    assert moved == set(before) - still
 
 
 def test_averaged_weights(tmp_path):

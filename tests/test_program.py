@@ -377,6 +377,8 @@ def _snapshot(folder):
         (["train", "--sample-rate", 0, "--out", "new"], r"--sample-rate must be at least 1"),
         (["train", "--steps", 0, "--out", "new"], r"--steps must be at least 1"),
         (["train", "--ema", 1, "--out", "new"], r"--ema must be at least 0 and below 1"),
+        (["train", "--noise", -1, "--out", "new"], r"--noise must be at least 0, not -1"),
+        (["train", "--noise-until", 2, "--out", "new"], r"--noise-until must be at least 0 and at most 1, not 2"),
         (["train", "--device", "abacus", "--out", "new"], r"there is no device 'abacus'"),
         (["train", "--batch", 3, "--accumulate", 2, "--out", "new"], r"cannot be shared"),
         (["train", *SMALL, "--data", "data", "--out", "data/a.wav"], r"a.wav.* (cannot be made|cannot be written)"),

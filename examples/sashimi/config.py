@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,15 +63,23 @@ class Settings:
     bf16: bool = False
     """Compute in bfloat16 where that is safe; the state-space core stays in float32."""
     lr: float = 8e-3
-    """Highest learning rate; state-space parameters stay at 1e-3 or below."""
+    """Highest learning rate."""
+    ssm_lr: float = 1e-3
+    """The most that the state-space parameters (poles, input gains, step sizes) are trained at."""
     weight_decay: float = 0.01
     """Decay of the weights that have one."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Of the learning rate after the warm-up: down to zero, or none."""
+    schedule: Literal["cosine", "constant", "tail"] = "cosine"
+    """Of the learning rate after the warm-up: a cosine down to zero, none, or a cosine over the last quarter alone. A
+    run goes on with another schedule if both agree on the steps that it has behind it."""
     warmup: float = 0.05
     """Part of the steps in which the learning rate rises."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    noise: int = 0
+    """Most classes by which each sample that the network reads is moved at random in training, up or down: it learns to
+    go on from samples that are a little off, as its own are. What it is to say stays as it is."""
+    noise_until: float = 0.75
+    """Part of the steps after which that ends."""
     ema: float = 0.0
     """Per step, how much the averaged weights keep of themselves (0.999 averages over about 1,000 steps); 0 for none.
     The model that is written has the averaged weights."""
@@ -81,6 +90,14 @@ class Settings:
     def quantizer(self) -> Quantizer:
         """How samples become classes."""
         return Quantizer(self.quantization, self.bits)
+
+    def rate(self, step: int) -> float:
+        """The factor of the learning rate at a step: a linear rise, then what the schedule says."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return (step + 1) / rise
+        begin = {"cosine": rise, "constant": self.steps, "tail": max(rise, self.steps - self.steps // 4)}[self.schedule]
+        return 0.5 + 0.5 * math.cos(math.pi * max(0, step - begin) / max(1, self.steps - begin))
 
     def model(self) -> Sequential:
         """The network, with its initial weights."""

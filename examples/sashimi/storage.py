@@ -168,7 +168,9 @@ class Run:
             raise Problem(f"{path} is damaged ({error}); give another --out.") from error
 
     def open(self, settings: Settings) -> None:
-        """Makes the folder, or makes sure that what is in it is a run with the same settings, but for `steps`.
+        """Makes the folder, or makes sure that what is in it is a run that can go on with these settings.
+
+        They are the same but for `steps`, and for a `schedule` that gives the steps behind the run the same rates.
 
         Raises:
             Problem: If it holds something else, or cannot be written.
@@ -176,14 +178,22 @@ class Run:
         config = self.folder / CONFIG
         if config.exists():
             try:
-                old = asdict(from_json(config.read_text(), config))
+                there = from_json(config.read_text(), config)
             except OSError as error:
                 raise Problem(f"{config} cannot be read ({error}).") from error
-            new = asdict(settings)
-            if odd := [name for name in new if name != "steps" and new[name] != old[name]]:
+            old, new = asdict(there), asdict(settings)
+            if odd := [name for name in new if name not in ("steps", "schedule") and new[name] != old[name]]:
                 raise Problem(
                     f"{self.folder} holds a run with other settings ({odd[0]} is {old[odd[0]]} there and "
                     f"{new[odd[0]]} here); give another --out, or go on with --config {config}."
+                )
+            done = self.state["step"] if self.state else 0
+            before = replace(settings, schedule=there.schedule)
+            if (first := next((k for k in range(done) if before.rate(k) != settings.rate(k)), None)) is not None:
+                raise Problem(
+                    f"{self.folder} has {done:,} steps behind it, by the schedule {there.schedule}, and "
+                    f"{settings.schedule} differs from it after step {first:,}; give --schedule {there.schedule}, more "
+                    f"--steps, or another --out."
                 )
         elif self.folder.exists() and self.state is not None:
             raise Problem(f"{self.folder} holds a checkpoint without its {CONFIG}; give another --out.")

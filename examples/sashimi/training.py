@@ -81,22 +81,18 @@ def bits(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten()) / math.log(2)
 
 
-def rate(settings: Settings, step: int) -> float:
-    """The factor of the learning rate at a step: a linear rise, then a cosine down to zero, or none."""
-    rise = max(1, round(settings.warmup * settings.steps))
-    if step < rise or settings.schedule == "constant":
-        return min((step + 1) / rise, 1.0)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))
-
-
 def _check(settings: Settings, world: World) -> None:
     for name in ("steps", "batch", "accumulate", "excerpt"):
         if getattr(settings, name) < 1:
             raise Problem(f"--{name} must be at least 1, not {getattr(settings, name)}.")
     if not 0 <= settings.ema < 1:
         raise Problem(f"--ema must be at least 0 and below 1, not {settings.ema}.")
-    if not 0 <= settings.warmup <= 1:
-        raise Problem(f"--warmup must be at least 0 and at most 1, not {settings.warmup}.")
+    for name in ("warmup", "noise_until"):
+        if not 0 <= getattr(settings, name) <= 1:
+            option = name.replace("_", "-")
+            raise Problem(f"--{option} must be at least 0 and at most 1, not {getattr(settings, name)}.")
+    if settings.noise < 0:
+        raise Problem(f"--noise must be at least 0, not {settings.noise}.")
     if not settings.clip > 0:
         raise Problem(f"--clip must be above 0, not {settings.clip}.")
     parts = world.size * settings.accumulate
@@ -127,7 +123,7 @@ class Trainer:
         self.excerpts = Excerpts(split.training, settings.quantizer, settings.excerpt, settings.seed, pad=settings.pad)
         try:
             self.model = settings.model().to(world.device)
-            groups = param_groups(self.model, settings.lr, settings.weight_decay)
+            groups = param_groups(self.model, settings.lr, settings.weight_decay, ssm_lr=settings.ssm_lr)
             self.optimizer = torch.optim.AdamW(groups)
         except (ValueError, TypeError) as error:
             raise Problem(f"these settings do not make a network that can be trained: {error}") from error
@@ -183,8 +179,11 @@ class Trainer:
         settings, device = self.settings, self.world.device
         torch.manual_seed(mix(settings.seed, number, self.world.rank))
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * rate(settings, number)
+            group["lr"] = base * settings.rate(number)
         x, y = x.to(device), y.to(device)
+        if settings.noise and number < settings.noise_until * settings.steps:
+            moved = x + torch.randint(-settings.noise, settings.noise + 1, x.shape, device=device)
+            x = moved.clamp(0, settings.quantizer.classes - 1)
         counted = self.world.sum((y != IGNORED).sum())
         self.network.train()
         self.optimizer.zero_grad()
