@@ -41,7 +41,7 @@ KEYS = 88
 class Args:
     """Let the strings of a piano ring with what is heard."""
 
-    audio: Positional[Path] = Path(__file__).parent / "data" / "piano" / "heldout" / "out002.flac"
+    audio: Positional[Path] = Path(__file__).parent / "data" / "piano" / "heldout" / "take20-minute1.flac"
     """Audio file, or - for WAV on standard input; by default a clip that comes with the example."""
     out: Path | None = None
     """WAV file to write; by default to standard output."""

@@ -1,8 +1,8 @@
 """Train a SaShiMi on audio, measure it, let it play, and look at what it has learned.
 
-Without arguments it trains a small network on three one-minute piano clips that lie beside this file, prints the
-negative log-likelihood of a fourth in bits per sample beside what counting reaches, lets it play, and writes all that
-and a page to look at to `runs/youtubemix`. Each part of that is a command of its own.
+Without arguments it trains a small network on five minutes of one piano piece that lie beside this file, prints the
+negative log-likelihood of a sixth minute in bits per sample beside what needs no network, lets it play, and writes all
+that and a page to look at to `runs/youtubemix`. Each part of that is a command of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from tyro.conf import OmitArgPrefixes, arg, subcommand
 
 from sashimi import config, figures
 from sashimi.audio import Split, WavWriter, open_recording, open_split, write_wav
-from sashimi.baselines import count_baselines
+from sashimi.baselines import measure_baselines
 from sashimi.config import Settings
 from sashimi.evaluation import evaluate, evaluate_by_step
 from sashimi.generation import Sampling, Streams, generate, load_streams, make_engine, prime, save_streams
+from sashimi.measures import measure
 from sashimi.overfitting import LENGTH, Epoch, overfit
 from sashimi.problems import Problem, exit_status
 from sashimi.report import Sound, write_report
@@ -66,7 +67,8 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, beside what counting reaches."""
+    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, beside what needs no
+    network: counting, and an adaptive linear filter."""
 
     model: Path = RUN
     """A model file, or the folder of a run."""
@@ -86,7 +88,7 @@ class Generate:
     """
 
     model: Path = PIANO
-    """A model file, or the folder of a run; by default a small piano model that comes with the example."""
+    """A model file, or the folder of a run; by default a small model of one piano piece that comes along."""
     out: Path = Path("generated.wav")
     """WAV file to write; of a batch, one file per stream with a number."""
     seconds: float = 4.0
@@ -95,12 +97,13 @@ class Generate:
     """Write the WAV to standard output, as it is made, instead of to a file."""
     batch: int = 1
     """Streams side by side."""
-    temperature: float = 1.0
+    temperature: float = 0.9
     """Below 1 the draw is bolder, at 0 it is greedy."""
     top_k: int = 0
     """Draw from so many of the likeliest samples; 0 for all."""
-    top_p: float = 1.0
-    """Draw from the likeliest samples that together have this probability."""
+    top_p: float = 0.95
+    """Draw from the likeliest samples that together have this probability; 1 for all, now and then one that a network
+    cannot go on from."""
     greedy: bool = False
     """Always take the likeliest sample."""
     seed: int = 0
@@ -139,7 +142,8 @@ class Overfit:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about a run: settings, losses, likelihoods, clips to hear, layers before and after."""
+    """Write one HTML page about a run: settings, losses, likelihoods, clips to hear and how much of them
+    are tones that last, layers before and after."""
 
     run: Path = RUN
     """Folder of the run."""
@@ -211,7 +215,7 @@ def run_evaluate(args: Evaluate) -> None:
     quantizer = trained.settings.quantizer
     split = recordings(trained.settings, args.data)
     model = trained.model.to(device_of(args.device))
-    result = count_baselines(split.training, split.held_out, quantizer)
+    result = measure_baselines(split.training, split.held_out, quantizer)
     result["network"] = evaluate(model, split.held_out, quantizer)
     print("held-out negative log-likelihood, bits per sample")
     for name, value in result.items():
@@ -354,14 +358,26 @@ def run_report(args: Report) -> None:
         run_generate(replace(unprimed, out=names["primed"], prime=names["real"], prime_seconds=prompt))
         run_generate(unprimed)
     titles = {
-        "real": "real, held out",
-        "primed": f"generated after {prompt:.1f} s of it",
-        "unprimed": "generated from silence",
+        "real": ("real, held out", "A recording that the network has not heard. Listen to how tones begin and fade."),
+        "primed": (
+            f"generated after {prompt:.1f} s of it",
+            f"The first {prompt:.1f} s are the recording's. Listen whether what sounds then fades as it would, and "
+            "whether new tones follow at its pace.",
+        ),
+        "unprimed": (
+            "generated from silence",
+            "Nothing here is recorded. Listen for tones that begin and fade, and for the noise between them.",
+        ),
     }
-    sounds = [Sound(titles[name], path) for name, path in names.items()]
+    sounds = []
+    for name, path in names.items():
+        samples, rate = sf.read(path, dtype="float32")
+        measures = measure(samples[0 if name == "unprimed" else round(prompt * rate) :], rate)
+        print(f"{path.name}: {measures.partials:.1f} partials, life {measures.life:.2f} s, share {measures.share:.2f}")
+        sounds.append(Sound(*titles[name], path, samples, measures))
     page = args.out or args.run / "report.html"
     write_report(page, run, trained, result, sounds)
-    clips = {sound.title: sf.read(sound.path, dtype="float32")[0] for sound in sounds}
+    clips = {sound.title: sound.samples for sound in sounds}
     figures.save(figures.spectrograms(clips, settings.sample_rate), page.with_name("spectrograms.png"))
     if history := run.history():
         figures.save(figures.loss_curve(history, result), page.with_name("loss.png"))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from example import CPU, PIANO, clip, write
-from sashimi import audio, baselines, config, evaluation, generation, model, overfitting, storage, training
+from sashimi import audio, baselines, config, evaluation, generation, measures, model, overfitting, storage, training
 from sashimi.problems import Problem
 from ssmkit import S4, S4D, Residual
 from ssmkit.testing import assert_modes_agree
@@ -215,21 +215,177 @@ def test_short_clips_are_padded_with_silence_that_does_not_count(tmp_path):
         excerpts(clips, 50)
 
 
-# Counting
+# What needs no network
 
 
 def test_baselines_are_cross_entropies(tmp_path):
     """A cycle of four classes is certain for pairs, two bits for single classes, eight for nothing."""
     linear = audio.Quantizer("linear")
     cycle = clip(tmp_path / "a.wav", [3, 9, 200, 41] * 5000)
-    found = baselines.count_baselines([cycle], [cycle], linear)
+    found = baselines.measure_baselines([cycle], [cycle], linear)
     assert found["uniform"] == 8
     assert found["unigram"] == pytest.approx(2, abs=0.05)
     assert found["bigram"] == pytest.approx(0, abs=0.1)
     noise = clip(tmp_path / "b.wav", torch.randint(256, (200_000,)))
     other = clip(tmp_path / "c.wav", torch.randint(256, (50_000,)))
-    assert baselines.count_baselines([noise], [other], linear)["bigram"] == pytest.approx(8, abs=0.3)
-    assert set(baselines.count_baselines([noise], [other], audio.Quantizer(bits=14))) == {"uniform", "unigram"}
+    assert baselines.measure_baselines([noise], [other], linear)["bigram"] == pytest.approx(8, abs=0.3)
+    many = baselines.measure_baselines([noise], [other], audio.Quantizer(bits=14))
+    assert set(many) == {"uniform", "unigram", "adaptive"}
+
+
+def naive_filter_bits(found, samples, classes, quantizer):
+    """The definition, sample by sample; and the probabilities of all classes."""
+    everything = torch.arange(quantizer.classes)
+    edges = [quantizer.decode(everything[1:] - 0.5).double().numpy(), [math.inf]]
+    high = np.concatenate(edges)
+    low = np.concatenate([[-math.inf], high[:-1]])
+    least = float(quantizer.decode(quantizer.silence + torch.arange(-1, 2)).diff().min())
+    x = np.concatenate([np.zeros(found.order), samples])
+    w, mean, bits = np.zeros(found.order), 0.0, []
+    for k, c in enumerate(classes):
+        u = x[k : k + found.order]
+        predicted, scale = w @ u, found.width * max(mean, least / 8)
+        p = 0.5 * np.tanh((high - predicted) / scale / 2) - 0.5 * np.tanh((low - predicted) / scale / 2)
+        assert p.sum() == pytest.approx(1)
+        bits.append(-math.log2(p[c]) if p[c] > 1e-9 else math.nan)
+        error = x[k + found.order] - predicted
+        w = w + found.rate * error * u / (found.order * least**2 + u @ u)
+        mean = found.memory * mean + (1 - found.memory) * abs(error)
+    return np.array(bits)
+
+
+@pytest.mark.parametrize("kind", ["mu-law", "linear"])
+def test_the_adaptive_filter_is_its_definition(tmp_path, kind, monkeypatch):
+    quantizer = audio.Quantizer(kind)
+    # From silence to samples that are clipped.
+    wave = write(tmp_path / "a.wav", 0.1) * np.linspace(0, 4, 1600)
+    wave[:400] = 0
+    sf.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    recording = audio.open_recording(tmp_path / "a.wav")
+    classes = quantizer.encode(recording.read())
+    found = baselines.AdaptiveFilter(0.05, 0.9, 0.8, order=5)
+    expected = naive_filter_bits(found, quantizer.decode(classes).double().numpy(), classes.tolist(), quantizer)[1:]
+    # The naive formula loses what is less likely than rounding.
+    assert np.isfinite(expected).mean() > 0.9
+    assert {0, 255} <= set(classes.tolist())
+
+    def total(samples):
+        return found.bits([recording], quantizer, samples) * (samples - 1)
+
+    monkeypatch.setattr(baselines, "_WINDOW", 1)
+    edges = [k for k in range(1400, 1600) if classes[k] in (0, 255) and np.isfinite(expected[k - 1])]
+    for k in (300, 301, 500, 900, edges[0], edges[-1]):
+        assert total(k + 1) - total(k) == pytest.approx(expected[k - 1], rel=1e-6, abs=1e-6)
+    # The first sample does not count.
+    assert total(2) == pytest.approx(expected[0], rel=1e-6)
+    whole = total(900)
+    monkeypatch.setattr(baselines, "_WINDOW", 700)
+    assert total(900) == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_adaptive_filter_hears_recordings_of_any_length_together(tmp_path):
+    write(tmp_path / "a.wav", 0.1, seed=1)
+    write(tmp_path / "b.wav", 0.04, seed=2)
+    long, short = (audio.open_recording(tmp_path / f"{name}.wav") for name in "ab")
+    found, quantizer = baselines.AdaptiveFilter(), audio.Quantizer()
+    apart = [found.bits([recording], quantizer) for recording in (long, short)]
+    assert found.bits([long, short], quantizer) == pytest.approx((apart[0] * 1599 + apart[1] * 639) / 2238, rel=1e-9)
+    tone = 0.4 * np.sin(2 * np.pi * 220 * np.arange(16000) / 16000)
+    sf.write(tmp_path / "tone.wav", tone, 16000)
+    clean = audio.open_recording(tmp_path / "tone.wav")
+    # Two coefficients are enough for a sine: only its quantisation is left to say, at most two bits.
+    assert found.bits([clean], quantizer) < 3.5
+    assert baselines.tune_filter([clean], quantizer).bits([clean], quantizer) <= found.bits([clean], quantizer)
+    assert found.bits([long], quantizer) > 4
+
+
+# Tones
+
+
+def tones(parts, seconds=4.0, rate=8000):
+    """Sines over a floor of noise, as every recording has one: the sidelobes of the spectra's window drown in it."""
+    t = np.arange(int(seconds * rate)) / rate
+    floor = 5e-3 * np.random.default_rng(0).standard_normal(len(t))
+    return sum((level * np.sin(2 * np.pi * f * t + f) for f, level in parts), floor)
+
+
+def test_measures_count_partials():
+    four = [(220, 0.02), (445, 0.01), (661, 0.01), (1500, 0.01)]
+    found = measures.measure(tones(four), 8000)
+    assert found.partials == pytest.approx(4, abs=0.2)
+    assert found.life == pytest.approx(3.9, abs=0.1)
+    assert found.share > 0.9
+    again = measures.measure(tones(four, rate=16000), 16000)
+    assert again.partials == pytest.approx(found.partials, abs=0.2)
+    # Not what is too low, too high, or more than 40 dB below the rest.
+    other = measures.measure(tones([(30, 0.02), (220, 0.02), (445, 0.0001), (2500, 0.02)]), 8000)
+    assert other.partials == pytest.approx(1, abs=0.2)
+
+
+def test_measures_tell_tones_from_noise():
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32000)
+    found = measures.measure(noise, 8000)
+    assert found.partials < 0.5
+    assert found.life < 0.1
+    assert found.share < 0.1
+    # As much energy as the noise has between 60 and 1,500 of its 4,000 Hz.
+    mixed = measures.measure(noise + tones([(500, 0.1 * math.sqrt(2 * 1440 / 4000))]), 8000)
+    assert mixed.share == pytest.approx(0.5, abs=0.05)
+    assert mixed.partials == pytest.approx(1, abs=0.3)
+
+
+def melody(seconds, pitches):
+    return np.concatenate([tones([(f, 0.02)], seconds) for f in pitches])
+
+
+PITCHES = (220, 440, 311, 523, 277, 659, 247, 494)
+
+
+def test_measures_see_how_long_tones_last():
+    for seconds in (0.4, 1.0):
+        found = measures.measure(melody(seconds, PITCHES), 8000)
+        assert found.life == pytest.approx(seconds, abs=0.15)
+        assert found.partials == pytest.approx(1, abs=0.3)
+    # Most peaks are those of short notes, though one tone lasts for all of the clip.
+    drone = measures.measure(melody(0.4, PITCHES) + tones([(1100, 0.02)], 3.2), 8000)
+    assert drone.life < 0.6
+
+
+def test_what_does_not_last_is_no_partial():
+    plucked = np.concatenate([np.append(tones([(f, 0.02)], 0.05), tones([], 0.35)) for f in PITCHES])
+    assert measures.measure(plucked, 8000).partials < 0.2
+    glide = np.sin(2 * np.pi * np.cumsum(np.linspace(300, 700, 8000)) / 8000)
+    assert measures.measure(0.02 * glide + tones([], 1.0), 8000).partials < 0.5
+
+
+def test_a_partial_may_be_missed_once():
+    once, twice = ([[100.0], [101.0], *[[]] * missed, [100.5], [100.5]] for missed in (1, 2))
+    assert [partial.path for partial in measures._follow(once)] == [[(0, 100.0), (1, 101.0), (3, 100.5), (4, 100.5)]]
+    assert sorted(len(partial.path) for partial in measures._follow(twice)) == [2, 2]
+    # The closest peak goes on, and what is too far away is another partial.
+    assert sorted(len(partial.path) for partial in measures._follow([[100.0], [101.5, 99.5, 300.0]])) == [1, 1, 2]
+
+
+def test_what_is_much_weaker_than_the_rest_is_no_partial():
+    """46 dB below, but 16 dB above the noise."""
+    loud = measures.measure(tones([(220, 0.5)]), 8000)
+    assert measures.measure(tones([(220, 0.5), (1500, 0.0025)]), 8000).partials < loud.partials + 0.2
+    assert measures.measure(tones([(1500, 0.0025)]), 8000).partials > 0.5
+
+
+def test_measures_see_a_burst():
+    quiet = tones([(220, 0.01)])
+    burst = quiet.copy()
+    fading = np.exp(-np.arange(16000) / 4000) * np.random.default_rng(0).standard_normal(16000)
+    burst[16000:] += 0.5 * fading
+    assert measures.measure(quiet, 8000).rise < 5
+    assert measures.measure(burst, 8000).rise > 25
+    assert measures.measure(burst[::-1], 8000).rise < 8
+
+
+@pytest.mark.parametrize("samples", [np.zeros(1), np.zeros(5000), np.full(5000, 0.5)])
+def test_measures_of_nothing_are_nothing(samples):
+    assert measures.measure(samples, 8000) == measures.Measures(0, 0, 0, 0)
 
 
 # Training and measuring
@@ -499,7 +655,7 @@ def test_a_model_overfits_one_clip_and_plays_it_by_step():
 
     That is the proof that both modes are one model: training knows `forward` alone, generation `step` alone.
     """
-    recording = audio.open_recording(PIANO / "train/out000.flac")
+    recording = audio.open_recording(PIANO / "train/take01-minute1.flac")
     x, y = audio.input_and_target(audio.Quantizer().encode(recording.read(100_000, 100_401)))
     torch.manual_seed(0)
     net = model.sashimi(32, 1, d_state=16, layer="s4")
@@ -520,7 +676,7 @@ def test_a_model_overfits_one_clip_and_plays_it_by_step():
 
 def test_the_overfitting_test_learns_in_small(tmp_path):
     """Its loss is the plain one, and falls."""
-    samples = audio.open_recording(PIANO / "train/out000.flac").read(100_000, 100_500)
+    samples = audio.open_recording(PIANO / "train/take01-minute1.flac").read(100_000, 100_500)
     sf.write(tmp_path / "a.wav", samples.numpy(), 16000)
     recording = audio.open_recording(tmp_path / "a.wav")
     results = overfitting.overfit(recording, 8, lr=1e-2, d_model=4, d_state=4, blocks=1)

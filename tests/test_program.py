@@ -22,7 +22,7 @@ from sashimi import audio, storage
 import ringing_strings  # isort: skip
 import sashimi_youtubemix as program  # isort: skip
 
-SMALL = ["--excerpt", "256", "--d-model", "4", "--d-state", "4", "--blocks", "1"]
+SMALL = ["--sample-rate", "16000", "--excerpt", "256", "--d-model", "4", "--d-state", "4", "--blocks", "1"]
 
 
 @pytest.fixture
@@ -110,6 +110,9 @@ def test_a_preset_is_where_settings_start(call, trained):
     assert (paper.glu, paper.bits, paper.quantization, paper.excerpt) == (True, 8, "mu-law", 8 * 16000)
     notebook = program.config.preset("notebook")
     assert (notebook.d_model, notebook.d_state, notebook.blocks) == (128, 512, 2)
+    for name in ("paper", "notebook", "sc09"):
+        found = program.config.preset(name)
+        assert (found.sample_rate, found.ssm_lr) == (16_000, 1e-3)
 
 
 def test_a_finished_run_is_not_trained_again_and_more_steps_go_on(trained, call, tmp_path):
@@ -195,7 +198,7 @@ def test_evaluation_prints_the_table(trained, call):
     assert status == 0, err
     found = {name: float(value) for name, value in re.findall(r"^  (\w+) +([\d.]+)", out, re.MULTILINE)}
     assert found["uniform"] == 8
-    assert set(found) == {"uniform", "unigram", "bigram", "network"}
+    assert set(found) == {"uniform", "unigram", "bigram", "adaptive", "network"}
     assert found == pytest.approx(json.loads((trained / "run/evaluation.json").read_text()), abs=6e-4)
     forward, step = map(float, re.search(r"500 samples: ([\d.]+) by forward, ([\d.]+) by step", out).groups())
     assert step == pytest.approx(forward, rel=1e-5)
@@ -260,7 +263,7 @@ def test_the_model_that_comes_along_plays(call, tmp_path):
     assert status == 0, err
     bits = float(re.search(r"generated.wav: 0.10 s generated, ([\d.]+) bits per sample", out).group(1))
     assert 0 < bits < 8
-    assert program.PIANO.stat().st_size < 20e6
+    assert program.PIANO.stat().st_size < 6e6
 
 
 # Everything
@@ -276,17 +279,29 @@ def test_without_arguments_it_runs_from_end_to_end(tmp_path, call, monkeypatch):
     monkeypatch.setattr(program.Evaluate, "__init__", _with(program.Evaluate, step_samples=50))
     status, out, err = call()
     assert status == 0, err
-    assert "3 clips to train on, 1 held out, 16000 Hz" in out
+    assert "5 clips to train on, 1 held out, 8000 Hz" in out
     made = names(tmp_path / "runs/youtubemix")
     assert {"real.wav", "primed.wav", "unprimed.wav", "loss.png", "spectrograms.png", "report.html"} <= made
     real, primed = (sf.read(tmp_path / f"runs/youtubemix/{n}.wav")[0] for n in ("real", "primed"))
-    assert len(primed) == 2.1 * 16000
-    assert np.array_equal(real[:32000], primed[:32000])
+    assert len(primed) == 2.1 * 8000
+    assert np.array_equal(real[:16000], primed[:16000])
+    assert (
+        len(re.findall(r"^(real|primed|unprimed).wav: [\d.]+ partials, life [\d.]+ s, share [\d.]+$", out, re.M)) == 3
+    )
     page = (tmp_path / "runs/youtubemix/report.html").read_text()
     assert page.count("data:audio/wav;base64,") == 3
     # Nothing is fetched from anywhere.
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    for text in ("bigram", "tier 3", "d_model", "before and after training"):
+    for text in (
+        "a model of one slow piano piece",
+        "bigram",
+        "adaptive",
+        "partials",
+        "Listen",
+        "tier 3",
+        "d_model",
+        "before and after training",
+    ):
         assert text in page
     # A second time nothing is trained, and nothing generated.
     written = (tmp_path / "runs/youtubemix/primed.wav").stat().st_mtime_ns
@@ -441,6 +456,17 @@ def test_a_loss_that_is_not_a_number_is_reported(trained, call, tmp_path):
 
 def test_the_embedded_clips_say_where_they_come_from():
     assert "CC BY 3.0" in (PIANO / "LICENSE.md").read_text()
+
+
+def test_the_embedded_clips_are_one_piece_at_its_own_tempo_each():
+    """No measure on the held-out take is one of a take that was trained on at almost the same tempo."""
+    clips = json.loads((PIANO / "metadata.json").read_text())
+    files = {clip["file"]: clip["tempo"] for clip in clips}
+    assert set(files) == {str(p.relative_to(PIANO)) for p in PIANO.rglob("*.flac")}
+    assert sum((PIANO / file).stat().st_size for file in files) <= 3e6
+    assert all(sf.info(PIANO / file).samplerate == 8000 for file in files)
+    held_out, training = ({t for f, t in files.items() if f.startswith(name)} for name in ("heldout", "train"))
+    assert all(abs(one / other - 1) > 0.01 for one in held_out for other in training)
 
 
 # Streams

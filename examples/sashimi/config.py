@@ -26,13 +26,13 @@ class Settings:
     """Folder of WAV, FLAC or OGG files, of any length and sample rate, mono or stereo, also in folders of its own. With
     folders `train` and `heldout` in it, it is split so; else the last tenth of the files is held out. By default the
     clips that come with the example."""
-    sample_rate: int = 16000
+    sample_rate: int = 8000
     """Of the model, in Hz; files at another rate are resampled."""
     bits: int = 8
     """Of a sample."""
     quantization: Literal["mu-law", "linear"] = "mu-law"
     """Steps between samples: finer near silence, or equal."""
-    excerpt: int = 8192
+    excerpt: int = 16384
     """Samples per training excerpt."""
     pad: bool = False
     """Fill up files shorter than an excerpt with silence that does not count; without it they are not trained on."""
@@ -52,7 +52,7 @@ class Settings:
     dropout: float = 0.0
     """Inside the blocks."""
 
-    steps: int = 1300
+    steps: int = 950
     """Training steps."""
     batch: int = 1
     """Excerpts per step, over all processes."""
@@ -64,7 +64,7 @@ class Settings:
     """Compute in bfloat16 where that is safe; the state-space core stays in float32."""
     lr: float = 8e-3
     """Highest learning rate."""
-    ssm_lr: float = 1e-3
+    ssm_lr: float = 4e-3
     """The most that the state-space parameters (poles, input gains, step sizes) are trained at."""
     weight_decay: float = 0.01
     """Decay of the weights that have one."""
@@ -118,6 +118,7 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
     "paper": {
+        "sample_rate": 16_000,
         "d_model": 64,
         "blocks": 8,
         "layer": "s4",
@@ -125,9 +126,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "excerpt": 128_000,
         "steps": 200_000,
         "lr": 4e-3,
+        "ssm_lr": 1e-3,
         "ema": 0.999,
     },
     "notebook": {
+        "sample_rate": 16_000,
         "d_model": 128,
         "d_state": 512,
         "blocks": 2,
@@ -135,11 +138,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "excerpt": 128_000,
         "steps": 20_000,
         "lr": 1e-3,
+        "ssm_lr": 1e-3,
         "weight_decay": 0.0,
         "schedule": "constant",
         "recompute": True,
     },
     "sc09": {
+        "sample_rate": 16_000,
         "d_model": 64,
         "blocks": 8,
         "layer": "s4",
@@ -149,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 32,
         "steps": 200_000,
         "lr": 1e-3,
+        "ssm_lr": 1e-3,
         "ema": 0.999,
     },
 }

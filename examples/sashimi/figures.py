@@ -38,7 +38,7 @@ def loss_curve(history: list[dict[str, float]], result: dict[str, float]) -> Fig
     checks = [(line["step"], line["held_out"]) for line in history if "held_out" in line]
     if checks:
         axes.plot(*zip(*checks, strict=True), "o-", color="C2", markersize=3, label="held out, first seconds")
-    colors = {"uniform": "0.6", "unigram": "C1", "bigram": "C3", "network": "C2"}
+    colors = {"uniform": "0.6", "unigram": "C1", "bigram": "C3", "adaptive": "C4", "network": "C2"}
     for name, value in result.items():
         style = "-" if name == "network" else "--"
         axes.axhline(value, color=colors[name], linestyle=style, linewidth=1, label=f"{name}, held out: {value:.2f}")
@@ -70,7 +70,7 @@ def spectrograms(clips: dict[str, np.ndarray], sample_rate: int) -> Figure:
     """One spectrogram per clip of samples in [-1, 1], on one scale in dB below full scale."""
     figure, rows = plt.subplots(len(clips), 1, figsize=(8, 2.4 * len(clips)), layout="constrained", squeeze=False)
     for axes, (name, samples) in zip(rows[:, 0], clips.items(), strict=True):
-        size = min(1024, max(2, len(samples)))
+        size = min(1024, max(2, len(samples) // 2))
         image = axes.specgram(
             samples,
             NFFT=size,

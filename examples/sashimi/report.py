@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 from jinja2 import Environment, FileSystemLoader
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from . import figures
+from .measures import Measures
 from .storage import Run, Trained, writing
 
 
@@ -22,7 +22,13 @@ class Sound:
     """A clip on the page."""
 
     title: str
+    listen: str
+    """What to listen for, in a sentence or two."""
     path: Path
+    samples: np.ndarray
+    """What is in it, in [-1, 1]."""
+    measures: Measures
+    """Of what is not a prompt."""
 
 
 def _picture(figure: Figure) -> str:
@@ -46,10 +52,12 @@ def write_report(path: Path, run: Run, trained: Trained, result: dict[str, float
     settings, history = trained.settings, run.history()
     clips = []
     for sound in sounds:
-        samples, rate = sf.read(sound.path, dtype="float32")
+        samples, rate = sound.samples, settings.sample_rate
         clips.append(
             {
                 "title": sound.title,
+                "listen": sound.listen,
+                "measures": sound.measures,
                 "seconds": len(samples) / rate,
                 "level": 20 * np.log10(np.sqrt(np.mean(samples**2)) + 1e-9),
                 "audio": "data:audio/wav;base64," + base64.b64encode(sound.path.read_bytes()).decode(),
