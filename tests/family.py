@@ -3,7 +3,22 @@
 import numpy as np
 from torch import nn
 
-from ssmkit import S4, S4D, Checkpoint, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout, hippo, systems
+from ssmkit import (
+    S4,
+    S4D,
+    Checkpoint,
+    Concatenate,
+    ForwardLayer,
+    MultiRate,
+    Pointwise,
+    Product,
+    Residual,
+    S4Block,
+    Sequential,
+    TiedDropout,
+    hippo,
+    systems,
+)
 
 
 def _decay(N):
@@ -23,6 +38,22 @@ class RootMeanSquare(nn.Module):
 
     def forward(self, u):
         return u / (u.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+class Grid(ForwardLayer):
+    """A user's own layer over two axes: a system along each, both ways."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.d_input = self.d_output = d_model
+        self.along = nn.ModuleList(S4D(d_model, 4, bidirectional=True) for _ in range(2))
+
+    def system(self, rate=1.0):
+        return tuple(layer.system(rate) for layer in self.along)
+
+    def forward(self, u, system=None):
+        down, across = self.system() if system is None else system
+        return self.along[1](self.along[0](u.transpose(-3, -2), down).transpose(-3, -2), across)
 
 
 SSM = {
@@ -84,6 +115,22 @@ COMPOSED = {
     "Embedding": lambda: Sequential(nn.Embedding(7, 4), S4D(4, 4), nn.Linear(4, 7)),
     "Checkpoint": lambda: Checkpoint(S4Block(4, S4D(4, 4), dropout=0.5), MultiRate(4, S4(8, 4))),
     "Residual": lambda: Residual(nn.LayerNorm(3), S4(3, 4), nn.GELU()),
+    "Product": lambda: Product(S4D(3, 4), Sequential(nn.Linear(3, 3), nn.Sigmoid())),
+    "Product of gates": lambda: Sequential(
+        nn.Linear(3, 8), Product(nn.GLU(), Sequential(nn.Linear(8, 4), S4(4, 4)), nn.Linear(8, 4)), nn.Linear(4, 2)
+    ),
+    "Product of one": lambda: Sequential(Product(nn.Linear(3, 4)), nn.GLU()),
+    "Concatenate": lambda: Concatenate(S4(3, 4), nn.Linear(3, 2), S4D(3, 4, channels=2)),
+    "Concatenate, long": lambda: Sequential(
+        nn.Linear(3, 40),
+        Concatenate(nn.Identity(), nn.GLU(), S4D(40, 2, channels=2)),
+        nn.GELU(),
+        nn.RMSNorm(140, eps=0.1),
+        nn.Linear(140, 3),
+    ),
+    "Branches, nested": lambda: Residual(
+        Concatenate(Product(S4D(4, 4), MultiRate(4, S4D(8, 4), 3)), Residual(nn.Linear(4, 4))), nn.Linear(8, 4)
+    ),
     "S4Block": lambda: S4Block(4),
     "S4Block, GLU, dropout": lambda: S4Block(4, S4D(4, 4), glu=True, dropout=0.3),
     "S4Block, tied dropout": lambda: S4Block(4, S4D(4, 4, channels=2), tie_dropout=True, dropout=0.3),
@@ -120,3 +167,30 @@ BIDIRECTIONAL = {
     "S4D": lambda: S4D(3, 8, bidirectional=True),
     "S4D, channels": lambda: S4D(3, 8, channels=2, bidirectional=True),
 }
+
+FORWARD_ONLY = {
+    "Sequential": lambda: Sequential(nn.Linear(3, 4), S4D(4, 4), S4(4, 4, bidirectional=True), nn.Linear(4, 2)),
+    "Sequential, nested": lambda: Sequential(Sequential(S4D(3, 4)), Residual(S4D(3, 4, bidirectional=True))),
+    "Checkpoint": lambda: Checkpoint(nn.LayerNorm(3), S4D(3, 4, bidirectional=True)),
+    "Residual": lambda: Residual(nn.LayerNorm(3), S4D(3, 4, bidirectional=True), nn.GELU()),
+    "S4Block": lambda: S4Block(4, S4(4, 4, bidirectional=True)),
+    "Product": lambda: Product(S4D(3, 4), S4D(3, 4, bidirectional=True)),
+    "Concatenate": lambda: Concatenate(S4D(3, 4, bidirectional=True), nn.Linear(3, 2)),
+    "MultiRate": lambda: MultiRate(2, S4D(4, 4, bidirectional=True)),
+    "MultiRate, nested": lambda: MultiRate(
+        2, Sequential(S4D(4, 4), Residual(MultiRate(4, S4D(8, 4, bidirectional=True), 2))), 3
+    ),
+}
+"""Containers around a layer that is not causal."""
+
+GRIDS = {
+    "layer": lambda: Grid(3),
+    "Sequential": lambda: Sequential(nn.Linear(3, 4), Grid(4), nn.GELU(), nn.Linear(4, 2)),
+    "Checkpoint": lambda: Checkpoint(Grid(3)),
+    "Residual": lambda: Residual(nn.LayerNorm(3), Grid(3)),
+    "S4Block": lambda: S4Block(4, Grid(4)),
+    "Product": lambda: Product(Grid(3), Sequential(nn.Linear(3, 3), nn.Sigmoid())),
+    "Concatenate": lambda: Concatenate(Grid(3), nn.Linear(3, 2)),
+    "MultiRate": lambda: MultiRate(2, Grid(4), 3),
+}
+"""A user's own layer over two axes, alone and in every container."""

@@ -1,5 +1,8 @@
 """Containers thread their children's values and refuse what cannot run step by step."""
 
+from collections import OrderedDict
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +12,11 @@ from ssmkit import (
     S4,
     S4D,
     Checkpoint,
+    Concatenate,
     DownPool,
     MultiRate,
     Pointwise,
+    Product,
     Residual,
     S4Block,
     Sequential,
@@ -45,7 +50,6 @@ MIXING = [
     nn.LSTM(4, 4),
     nn.GRU(4, 4),
     nn.RNN(4, 4),
-    nn.GRUCell(4, 4),
     nn.MultiheadAttention(4, 2),
     nn.TransformerEncoderLayer(4, 2),
     nn.BatchNorm1d(4),
@@ -53,11 +57,7 @@ MIXING = [
     nn.GroupNorm(2, 4),
     nn.MaxPool1d(2),
     nn.AvgPool1d(2),
-    nn.AdaptiveAvgPool1d(2),
-    nn.Flatten(),
-    nn.Upsample(scale_factor=2),
     nn.Dropout1d(),
-    nn.EmbeddingBag(4, 4),
     nn.LayerNorm((9, 4)),
     nn.RMSNorm((9, 4)),
     nn.GLU(dim=1),
@@ -67,18 +67,36 @@ MIXING = [
 ]
 
 
+UNKNOWN = [
+    nn.GRUCell(4, 4),
+    nn.AdaptiveAvgPool1d(2),
+    nn.Flatten(),
+    nn.Upsample(scale_factor=2),
+    nn.EmbeddingBag(4, 4),
+    nn.Conv2d(4, 4, 3),
+    nn.Bilinear(4, 4, 4),
+]
+
+
 @pytest.mark.parametrize("module", POINTWISE, ids=lambda m: type(m).__name__)
 def test_pointwise_modules_go_in_as_they_are(module):
     ssmkit.testing.assert_modes_agree(Sequential(nn.Linear(3, 4), module, nn.Identity()))
 
 
 @pytest.mark.parametrize("module", MIXING, ids=lambda m: type(m).__name__)
-@pytest.mark.parametrize("container", [Sequential, Residual, Pointwise])
+@pytest.mark.parametrize("container", [Sequential, Residual, Pointwise, Product])
 def test_modules_that_mix_time_steps_are_refused(module, container):
     with pytest.raises(
         ValueError, match=f"^{container.__name__}: .*(mixes time steps|must have dim=-1|must normalise|takes axis 1)"
     ):
         container(module)
+
+
+@pytest.mark.parametrize("module", UNKNOWN, ids=lambda m: type(m).__name__)
+def test_other_modules_of_torch_are_refused_as_unknown(module):
+    for container in (Sequential, Residual, Product):
+        with pytest.raises(ValueError, match=f"^{container.__name__}: .* is not known to treat every time step alone"):
+            container(module)
 
 
 class Own(nn.Module):
@@ -122,6 +140,9 @@ def test_only_modules_go_in():
         Pointwise(3)
     with pytest.raises(TypeError, match="MultiRate: `layer` must be a `ssmkit.SequenceLayer`, got Linear"):
         MultiRate(2, nn.Linear(4, 4))
+    for wrong in (3, lambda d: d):
+        with pytest.raises(TypeError, match="S4Block: `layer` must be a sequence layer or a function .*, got int"):
+            S4Block(4, wrong)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +157,15 @@ def test_only_modules_go_in():
         (lambda: Residual(nn.Linear(4, 5)), "Residual: the layers must give back the width they take, got 4 in and 5"),
         (lambda: Residual(S4D(4, channels=2)), "got 4 in and 8 out"),
         (lambda: MultiRate(4, S4D(4)), r"MultiRate: `layer` must take and give width 8 \(`expand \* d_model`\)"),
-        (lambda: S4Block(4, S4D(5)), "takes width 5, but the layer before it gives 4"),
+        (lambda: S4Block(4, S4D(5)), r"S4Block: `layer` must take width 4 \(`d_model`\), got 5"),
+        (lambda: S4Block(4, lambda d: S4D(d + 1)), r"S4Block: `layer` must take width 4 \(`d_model`\), got 5"),
+        (lambda: S4Block(4, Pointwise(Own())), r"S4Block: `layer` must know its output width \(`d_output`\)"),
+        (lambda: S4Block(4, nn.Conv1d(4, 4, 3)), "S4Block: Conv1d mixes time steps"),
+        (lambda: S4Block(4, dtype=torch.complex64), "S4Block: `dtype` must be a real floating dtype"),
+        (lambda: MultiRate(0, S4D(4)), "MultiRate: `d_model` must be at least 1, got 0"),
+        (lambda: MultiRate(2, S4D(4), pool=0), "MultiRate: `pool` must be at least 1, got 0"),
+        (lambda: MultiRate(2, S4D(4), expand=0), "MultiRate: `expand` must be at least 1, got 0"),
+        (lambda: MultiRate(2, S4D(4), dtype=torch.complex64), "MultiRate: `dtype` must be a real floating dtype"),
         (lambda: S4Block(0), "S4Block: `d_model` must be at least 1"),
         (lambda: S4Block(4, ff=0), "S4Block: `ff` must be at least 1"),
         (lambda: S4Block(4, dropout=1.5), "S4Block: `dropout` must be at least 0 and less than 1"),
@@ -170,6 +199,69 @@ def test_values_are_tuples_of_the_childrens():
     assert state[2][0].shape == (5, 4, 2)
     assert len(system) == 3
     assert system[2][0].kernel(3).shape == (1, 4, 3)
+
+
+def test_a_chain_is_a_sequence_of_its_layers():
+    model = Sequential(nn.Linear(3, 4), S4D(4, 8), nn.GELU(), S4Block(4, S4D(4, 4)))
+    assert len(model) == 4
+    assert list(model) == [model[0], model[1], model[2], model[3]]
+    assert isinstance(model[0].module, nn.Linear)
+    assert model[-1] is model[3]
+    assert isinstance(model[-1][0][1], S4D)
+    assert len(Sequential()) == 0
+    with pytest.raises(IndexError):
+        model[4]
+    u = torch.randn(2, 9, 3)
+    assert torch.equal(Sequential(*model)(u), model(u))
+    assert torch.equal(model[2:](model[:2](u)), model(u))
+    tail = model[1:]
+    assert type(tail) is type(Residual(S4D(4))[:1]) is type(model[-1][::-1]) is Sequential
+    assert (tail.d_input, tail.d_output, len(tail)) == (4, 4, 3)
+    assert tail[0] is model[1]
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+@pytest.mark.parametrize("container", [Sequential, Residual, Checkpoint, Product, Concatenate])
+def test_a_dictionary_gives_names(container, kind):
+    model = container(kind(body=S4D(4, 8), head=nn.Linear(4, 4)))
+    assert isinstance(model["body"], S4D)
+    assert model["head"] is model[1]
+    assert {name.rsplit(".", 1)[0] for name in model.state_dict()} == {"layers.body", "layers.head.module"}
+    other = container(kind(body=S4D(4, 8), head=nn.Linear(4, 4)))
+    other.load_state_dict(model.state_dict())
+    u = torch.randn(2, 9, 4)
+    assert torch.equal(model(u), other(u))
+    with pytest.raises(KeyError):
+        model["tail"]
+
+
+def test_a_slice_keeps_names_as_torch_does():
+    model = Sequential({"a": S4D(4), "b": nn.GELU(), "c": S4D(4)})
+    assert model[1:]["c"] is model["c"]
+    assert all(key.startswith("layers.1.") for key in Sequential(S4D(4), S4D(4))[1:].state_dict())
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "forward", "training"])
+def test_names_that_torch_cannot_keep_are_refused(name):
+    with pytest.raises(ValueError, match="Sequential: the name of a layer must have no dot and be no attribute of"):
+        Sequential({name: S4D(4)})
+
+
+def test_keys_of_numbered_layers_are_those_of_saved_models():
+    keys = list(Sequential(nn.Linear(3, 4), Residual(S4D(4, 8)), S4Block(4, S4D(4))).state_dict())
+    assert keys[:3] == ["layers.0.module.weight", "layers.0.module.bias", "layers.1.layers.0.log_dt"]
+    assert "layers.2.layers.1.layers.3.module.bias" in keys
+
+
+def test_shares_are_what_each_layer_gets():
+    model = Sequential(nn.Linear(3, 4), S4D(4, 8))
+    system, state = model.system(), model.initial_state(2)
+    assert [layer for layer, _ in model.shares(None)] == list(model)
+    assert [part for _, part in model.shares(None)] == [None, None]
+    for (layer, part, first, second), i in zip(model.shares(system, state, state), range(2), strict=True):
+        assert layer is model[i]
+        assert part is system[i]
+        assert first is second is state[i]
 
 
 @pytest.mark.parametrize("wrong", [(), ((), ()), torch.zeros(2), ((), torch.zeros(2, 4, 8), 0)])
@@ -288,6 +380,9 @@ def test_s4block_is_the_notebooks_block():
     assert up.module.out_features == 8
     dropping = S4Block(4, S4D(4, 8), dropout=0.1)
     assert sum(isinstance(m, nn.Dropout) for m in dropping.modules()) == 2
+    assert all(isinstance(S4Block(4, layer)[0][1], S4D) for layer in (S4D, S4D(4), lambda d: S4D(d)))
+    assert S4Block(4, partial(S4D, d_state=16))[0][1].d_state == 16
+    assert isinstance(S4Block(4)[0][1], S4)
     gated = S4Block(4, S4D(4, 8), glu=True)
     assert isinstance(gated.layers[0].layers[-1].module, nn.GLU)
     assert gated.layers[0].layers[-2].module.out_features == 8
@@ -316,8 +411,6 @@ def test_dropout_of_an_s4block(tied):
 def test_an_s4block_needs_to_know_widths():
     with pytest.raises(ValueError, match="S4Block: `layer` must know its output width"):
         S4Block(4, Sequential(nn.GELU()))
-    with pytest.raises(TypeError, match="must be a torch module, got int"):
-        S4Block(4, 3)
 
 
 HOOKS = {
@@ -352,7 +445,7 @@ def test_what_hooks_return_is_used_in_every_mode():
 
 
 def test_device_and_dtype_reach_all_parameters():
-    block = S4Block(4, device="meta", dtype=torch.float64)
+    block = S4Block(4, partial(S4D, d_state=8), device="meta", dtype=torch.float64)
     pooled = MultiRate(2, S4D(4, device="meta", dtype=torch.float64), device="meta", dtype=torch.float64)
-    for module in (block, pooled):
+    for module in (block, pooled, S4Block(4, device="meta", dtype=torch.float64)):
         assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}

@@ -70,8 +70,10 @@ def reach(line, phase, rank, team):
         return [mine, (source + n + lo, source + n + hi)], [made]
     if op == Op.SOFTMAX:
         return ([], []) if rank else ([(source, source + n)], [(target, target + n)])
-    if op == Op.ADD:
+    if op in (Op.ADD, Op.MULTIPLY):
         return [mine, (line["a"] + lo, line["a"] + hi)], [made]
+    if op == Op.COPY:
+        return [mine], [made]
     if op == Op.SSM:
         return [mine], [(made[0] + j * n, made[1] + j * n) for j in range(line["c"])]
     assert op == Op.FRAME

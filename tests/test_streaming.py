@@ -402,7 +402,7 @@ def hooked():
         (lambda: Sequential(nn.Linear(3, 3), Pointwise(Own())), "Own cannot be lowered"),
         (lambda: Sequential(OwnLinear(3, 3)), "OwnLinear cannot be lowered"),
         (lambda: Sequential(S4D(3), Delay()), "Delay cannot be lowered.*`step`"),
-        (lambda: S4(3, bidirectional=True), "bidirectional"),
+        (lambda: S4(3, bidirectional=True), "Engine: `run` needs causal layers, and S4 is not causal"),
         (hooked, "Linear has forward hooks"),
         (lambda: Sequential(nn.GELU()), "input width"),
         (lambda: Sequential(nn.Linear(3, 3), nn.Embedding(3, 3)), "must be the first"),

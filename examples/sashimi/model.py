@@ -87,5 +87,5 @@ def sashimi(
 
 def without_head(model: Sequential) -> tuple[Sequential, nn.Module]:
     """A SaShiMi's layers up to the last tier, and the two that make logits of what comes out, as one."""
-    *trunk, norm, head = model.layers
+    *trunk, norm, head = model
     return Sequential(*trunk), nn.Sequential(norm, head)

@@ -9,9 +9,12 @@ from . import testing as testing
 from .layers import S4 as S4
 from .layers import S4D as S4D
 from .layers import Checkpoint as Checkpoint
+from .layers import Concatenate as Concatenate
 from .layers import DownPool as DownPool
+from .layers import ForwardLayer as ForwardLayer
 from .layers import MultiRate as MultiRate
 from .layers import Pointwise as Pointwise
+from .layers import Product as Product
 from .layers import Residual as Residual
 from .layers import S4Block as S4Block
 from .layers import SequenceLayer as SequenceLayer
@@ -27,9 +30,12 @@ __all__ = [
     "S4",
     "S4D",
     "Checkpoint",
+    "Concatenate",
     "DownPool",
+    "ForwardLayer",
     "MultiRate",
     "Pointwise",
+    "Product",
     "Residual",
     "S4Block",
     "SequenceLayer",

@@ -1,24 +1,25 @@
-r"""States as values: select rows, repeat, concatenate, detach and move them.
+r"""States as values: select rows, repeat, concatenate, replace, detach and move them.
 
-A state says where a stream has got to. It is a small tree: tuples of tensors with the batch axes in front, and
-integers that the whole batch shares (the phase of a multi-rate layer). These functions work on the first batch axis of
+A state says where a stream has got to. It is a small tree: tuples of tensors with the batch axes in front, and phases,
+such as the number of samples of a frame that a multi-rate layer has read. A phase is an integer where all rows of the
+batch agree, and an integer tensor with batch axes where they differ. These functions work on the first batch axis of
 any layer's state, so the state must have been made with at least one, as in ``layer.initial_state(8)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from . import _checks
 
-__all__ = ["State", "concatenate", "detach", "move", "repeat", "select"]
+__all__ = ["State", "concatenate", "detach", "move", "repeat", "select", "where"]
 
 State: TypeAlias = Tensor | int | tuple["State", ...]
-"""A tensor, an integer, or a tuple of states."""
+"""A tensor, a phase (an integer, or an integer tensor where rows differ), or a tuple of states."""
 
 
 def _map(f: Callable[[Tensor], Tensor], state: State) -> State:
@@ -78,36 +79,110 @@ def concatenate(states: Sequence[State]) -> State:
     """Joins batches of states along the first axis.
 
     Arguments:
-        states: States of one layer, at the same phase.
+        states: States of one layer.
 
     Returns:
-        The state of the joined batch.
+        The state of the joined batch. A phase in which they differ becomes an integer tensor; one in which they agree
+        stays an integer.
 
     Raises:
-        ValueError: If there are none, if they are of different layers, or if their phases differ (a multi-rate layer
-            runs its whole batch in step).
+        ValueError: If there are none, if they are of different layers, or if phases differ in states without tensors,
+            which do not tell their number of rows.
 
     Example:
         >>> layer = ssmkit.S4D(4)
         >>> concatenate([layer.initial_state(2), layer.initial_state(3)]).shape
         torch.Size([5, 4, 64])
+        >>> layer = ssmkit.MultiRate(2, ssmkit.S4D(4))
+        >>> _, later = layer.step(torch.randn(2, 2), layer.initial_state(2))
+        >>> concatenate([later, layer.initial_state(1)])[2]
+        tensor([1, 1, 0])
     """
     if not states:
         raise ValueError("concatenate: `states` must hold at least one state.")
+    return _join(states, [next(_tensors(state), None) for state in states])
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    if isinstance(state, tuple):
+        for child in state:
+            yield from _tensors(child)
+    elif isinstance(state, Tensor):
+        yield state
+
+
+def _join(states: Sequence[State], like: Sequence[Tensor | None]) -> State:
+    """Joins parts of states; `like` holds a tensor of each whole state, which tells its number of rows."""
     first = states[0]
     if isinstance(first, tuple) and all(isinstance(s, tuple) and len(s) == len(first) for s in states):
-        return tuple(concatenate(children) for children in zip(*states, strict=True))
-    if isinstance(first, int) and all(isinstance(s, int) for s in states):
-        if any(s != first for s in states):
-            raise ValueError(
-                f"concatenate: the states must be at the same phase of their frame, got {list(states)}; "
-                "advance streams until their phases are equal."
-            )
+        return tuple(_join(children, like) for children in zip(*cast(Sequence[tuple[State, ...]], states), strict=True))
+    if isinstance(first, int) and all(isinstance(s, int) and s == first for s in states):
         return first
+    if all(isinstance(s, int) or (isinstance(s, Tensor) and not s.is_floating_point()) for s in states):
+        phases = [_spread(cast(int | Tensor, s), rows) for s, rows in zip(states, like, strict=True)]
+        largest = max(phases, key=lambda phase: phase.ndim)
+        states = [_with_axes(phase, largest.ndim).expand(len(phase), *largest.shape[1:]) for phase in phases]
     tensors = [s for s in states if isinstance(s, Tensor)]
     if len(tensors) < len(states) or any(s.shape[1:] != tensors[0].shape[1:] for s in tensors):
         raise ValueError("concatenate: the states must be of one layer, got trees that differ.")
     return torch.cat(tensors)
+
+
+def _spread(phase: int | Tensor, rows: Tensor | None) -> Tensor:
+    """A phase as a tensor with the first axis of another tensor of the state."""
+    if isinstance(phase, Tensor):
+        return phase
+    if rows is None:
+        raise ValueError(
+            "concatenate: states with different phases must hold a tensor, which tells the number of their rows."
+        )
+    return torch.full((len(rows),), phase, device=rows.device)
+
+
+def _with_axes(x: Tensor, ndim: int) -> Tensor:
+    """A tensor with axes of size 1 at its end, so that it has at least `ndim` axes."""
+    return x.reshape((*x.shape, *(1,) * (ndim - x.ndim)))
+
+
+def where(condition: Tensor, state: State, other: State) -> State:
+    """Takes each row from one of two states, as when single streams of a batch start anew.
+
+    Arguments:
+        condition: A boolean tensor with the batch's shape, or its first axes.
+        state: Where rows come from whose condition is true.
+        other: Where the other rows come from.
+
+    Returns:
+        The state of the batch. A phase in which the two states differ becomes an integer tensor.
+
+    Raises:
+        ValueError: If the states are of different layers or batch shapes, or `condition` has another shape.
+
+    Example:
+        >>> layer = ssmkit.S4D(4)
+        >>> _, state = layer.scan(torch.randn(3, 9, 4), layer.initial_state(3))
+        >>> fresh = torch.tensor([False, True, False])
+        >>> state = where(fresh, layer.initial_state(3), state)
+        >>> bool((state[1] == 0).all())
+        True
+    """
+    if isinstance(state, tuple) and isinstance(other, tuple) and len(state) == len(other):
+        return tuple(where(condition, a, b) for a, b in zip(state, other, strict=True))
+    if isinstance(state, int) and isinstance(other, int) and state == other:
+        return state
+    a, b = (condition.new_full((), x, dtype=torch.long) if isinstance(x, int) else x for x in (state, other))
+    if isinstance(a, tuple) or isinstance(b, tuple) or a.is_floating_point() != b.is_floating_point():
+        raise ValueError("where: the states must be of one layer, got trees that differ.")
+    if not a.is_floating_point():
+        # Phases: numbers take the axes of the condition, and tensors may have fewer axes than it.
+        ndim = max(a.ndim, b.ndim, condition.ndim)
+        return torch.where(_with_axes(condition, ndim), *(_with_axes(x, ndim) if x.ndim else x for x in (a, b)))
+    if a.shape != b.shape or a.shape[: condition.ndim] != condition.shape:
+        raise ValueError(
+            f"where: the states must have one shape, which begins with that of `condition`, got {tuple(a.shape)}, "
+            f"{tuple(b.shape)} and {tuple(condition.shape)}."
+        )
+    return torch.where(_with_axes(condition, a.ndim), a, b)
 
 
 def detach(state: State) -> State:
@@ -134,7 +209,7 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
     Arguments:
         state: A state.
         device: Where to; by default it stays.
-        dtype: A real floating dtype of at least 32 bits; by default it stays.
+        dtype: A real floating dtype of at least 32 bits; by default it stays. Phases stay integers.
 
     Returns:
         The moved state.
@@ -149,4 +224,4 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"move: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
-    return _map(lambda x: x.to(device=device, dtype=dtype), state)
+    return _map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None), state)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .layers import MultiRate, Sequential
-from .layers.base import SequenceLayer, System
-from .layers.containers import Chain
+from .layers.base import SequenceLayer, System, refuse_forward_only
+from .layers.branches import Branches
+from .layers.chain import Chain
 from .states import State
 
 __all__ = ["compile_step"]
@@ -30,7 +31,7 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
     The system is closed over as a constant. The layers between two changes of the rate are compiled as one; the phases
     of :class:`ssmkit.MultiRate`, which are Python integers, stay outside, so that nothing is compiled again once every
     tier has run, which is after one frame of the slowest. The first steps compile, some seconds for each tier, and so
-    do those of a batch of another size.
+    do those of a batch of another size. Where rows have phases of their own, each tier runs at every sample.
 
     It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, and knows the kinds of
     layers in its table alone.
@@ -44,6 +45,9 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
     Returns:
         A function from an input and a state to an output and the next state.
 
+    Raises:
+        ValueError: If the model is not causal.
+
     Example:
         >>> model = ssmkit.Sequential(ssmkit.S4D(4, 8), torch.nn.GELU())
         >>> step = ssmkit.compile_step(model)
@@ -51,6 +55,8 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
         >>> y.shape
         torch.Size([2, 4])
     """
+    if not model.causal:
+        refuse_forward_only("compile_step", "step", model)
     with torch.no_grad():
         system = model.system() if system is None else system
     device = next((tensor.device.type for tensor in model.parameters()), "cpu")
@@ -91,17 +97,31 @@ def _plan(layer: SequenceLayer, system: System) -> Step:
     if not _changes_rate(layer):
         return _compiled(layer, system)
     if isinstance(layer, MultiRate):
-        return functools.partial(layer.step_by, _plan(layer.layer, system))
-    if isinstance(layer, Chain) and type(layer).step is Chain.step:
+        return _plan_multi_rate(layer, system)
+    if isinstance(layer, Chain):
         return _plan_chain(layer, system)
+    if isinstance(layer, Branches):
+        return _plan_branches(layer, system)
     # A layer of the user's own that changes the rate inside: what it does with phases is not known here.
     return functools.partial(layer.step, system=system)
+
+
+def _plan_multi_rate(layer: MultiRate, system: System) -> Step:
+    inside = _plan(layer.layer, system)
+
+    def step(u: Tensor, state: State) -> tuple[Tensor, State]:
+        y, new = layer.step_by(inside, u, state)
+        # A sample of a frame has strides that depend on how the frame was made, and for each what follows would be
+        # compiled again.
+        return y.contiguous(), new
+
+    return step
 
 
 def _plan_chain(chain: Chain, system: System) -> Step:
     groups: list[tuple[Callable[..., Any], slice]] = []
     place = 0
-    for changes, group in itertools.groupby(chain._children(), _changes_rate):
+    for changes, group in itertools.groupby(chain, _changes_rate):
         children = list(group)
         if not changes:
             part = slice(place, place + len(children))
@@ -117,7 +137,17 @@ def _plan_chain(chain: Chain, system: System) -> Step:
         for part_step, part in groups:
             y, part_state = part_step(y, state[part])
             new += part_state
-        return chain._combine(u, y), new
+        return chain.combine(u, y), new
+
+    return step
+
+
+def _plan_branches(layer: Branches, system: System) -> Step:
+    steps = [_plan(branch, part) for branch, part in layer.shares(system)]
+
+    def step(u: Tensor, state: Any) -> tuple[Tensor, State]:
+        pairs = [branch_step(u, part) for branch_step, part in zip(steps, state, strict=True)]
+        return layer.combine([y for y, _ in pairs]), tuple(new for _, new in pairs)
 
     return step
 

@@ -62,8 +62,7 @@ def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
     like = next((p for p in layer.parameters() if p.is_floating_point()), torch.zeros(()))
     first: nn.Module = layer
     while not isinstance(first, nn.Embedding) and getattr(first, "d_input", None) is None:
-        inside = getattr(first, "layers", None)
-        children = list(inside if isinstance(inside, nn.ModuleList) else first.children())
+        children = list(first.children())
         if not children:
             raise ValueError(
                 f"example_input: {type(layer).__name__} does not tell its input width; set its `d_input`, or hand an "

@@ -1,12 +1,15 @@
 """Layers and containers that run as a convolution, as a recurrence and in chunks."""
 
+from .base import ForwardLayer as ForwardLayer
 from .base import SequenceLayer as SequenceLayer
 from .block import S4Block as S4Block
-from .containers import Checkpoint as Checkpoint
-from .containers import Pointwise as Pointwise
-from .containers import Residual as Residual
-from .containers import Sequential as Sequential
-from .containers import TiedDropout as TiedDropout
+from .branches import Concatenate as Concatenate
+from .branches import Product as Product
+from .chain import Checkpoint as Checkpoint
+from .chain import Residual as Residual
+from .chain import Sequential as Sequential
+from .dropout import TiedDropout as TiedDropout
+from .pointwise import Pointwise as Pointwise
 from .pooling import DownPool as DownPool
 from .pooling import MultiRate as MultiRate
 from .pooling import UpPool as UpPool
@@ -17,9 +20,12 @@ __all__ = [
     "S4",
     "S4D",
     "Checkpoint",
+    "Concatenate",
     "DownPool",
+    "ForwardLayer",
     "MultiRate",
     "Pointwise",
+    "Product",
     "Residual",
     "S4Block",
     "SequenceLayer",

@@ -3,14 +3,14 @@ r"""The contract that every layer and container keeps."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..states import State
 
-__all__ = ["SequenceLayer", "System", "at_least_float32"]
+__all__ = ["ForwardLayer", "SequenceLayer", "System", "at_least_float32", "refuse_forward_only"]
 
 System: TypeAlias = Any
 """What :meth:`SequenceLayer.system` returns: a discrete system, or a tuple of the children's."""
@@ -22,7 +22,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class SequenceLayer(nn.Module, ABC):
-    r"""A causal map of sequences that runs in three ways which agree to rounding.
+    r"""A map of sequences that runs in three ways which agree to rounding.
 
     - :meth:`forward` takes a whole sequence, from rest;
     - :meth:`scan` takes a chunk of any length and carries the state;
@@ -35,11 +35,14 @@ class SequenceLayer(nn.Module, ABC):
 
     To write a layer of one's own, subclass this and implement the five methods; a layer without weights to discretise
     has the system `()`, one without memory the state `()`. Then hold it against the contract with
-    :func:`ssmkit.testing.assert_modes_agree`.
+    :func:`ssmkit.testing.assert_modes_agree`. A layer whose output depends on the future has :meth:`forward` alone:
+    subclass :class:`ForwardLayer` instead.
 
     Attributes:
         d_input: The width of the input, or None if it is not known beforehand.
         d_output: The width of the output, or None if it is not known beforehand.
+        causal: Whether the output at a sample depends on no later sample. If it is False, the layer has
+            :meth:`forward` and :meth:`system` alone, and so has every container around it.
 
     Example:
         >>> class Delay(ssmkit.SequenceLayer):
@@ -60,6 +63,15 @@ class SequenceLayer(nn.Module, ABC):
 
     d_input: int | None
     d_output: int | None
+    causal: bool = True
+
+    def forward_only_part(self) -> tuple[str, SequenceLayer]:
+        """The part that is to blame if `causal` is False: its path inside the layer, and itself.
+
+        By default the layer as a whole, with the path `""`. Containers name the first of their layers that is not
+        causal.
+        """
+        return "", self
 
     @abstractmethod
     def forward(self, u: Tensor, system: System = None) -> Tensor:
@@ -127,3 +139,55 @@ class SequenceLayer(nn.Module, ABC):
         Returns:
             The output, with shape :math:`(*, L, d_{output})`, and the next state.
         """
+
+
+class ForwardLayer(SequenceLayer):
+    r"""A sequence layer that has `forward` and `system` alone, because it is not causal.
+
+    For layers whose output depends on the future, and for layers over several axes, such as images of shape
+    :math:`(*, L_1, L_2, d_{input})`. Every container takes them; it then has `forward` alone, too.
+
+    Raises:
+        ValueError: In :meth:`initial_state`, :meth:`step` and :meth:`scan`, always.
+
+    Example:
+        >>> class Flip(ssmkit.ForwardLayer):
+        ...     d_input = d_output = 3
+        ...     def system(self, rate=1.0):
+        ...         return ()
+        ...     def forward(self, u, system=None):
+        ...         return u.flip(-2)
+        >>> model = ssmkit.Sequential(ssmkit.S4D(3), Flip())
+        >>> model.causal, model(torch.randn(2, 30, 3)).shape
+        (False, torch.Size([2, 30, 3]))
+        >>> model.initial_state(2)
+        Traceback (most recent call last):
+            ...
+        ValueError: Sequential: `initial_state` needs causal layers, and `layers.1` (Flip) is not causal; use `forward`.
+    """
+
+    causal = False
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> NoReturn:
+        """Refuses."""
+        refuse_forward_only(type(self).__name__, "initial_state", self)
+
+    def step(self, u: Tensor, state: State, system: System = None) -> NoReturn:
+        """Refuses."""
+        refuse_forward_only(type(self).__name__, "step", self)
+
+    def scan(self, u: Tensor, state: State, system: System = None) -> NoReturn:
+        """Refuses."""
+        refuse_forward_only(type(self).__name__, "scan", self)
+
+
+def refuse_forward_only(where: str, method: str, layer: SequenceLayer) -> NoReturn:
+    """Raises the error of a method that needs a causal layer; it names the part that is not causal."""
+    path, part = layer.forward_only_part()
+    name = type(part).__name__
+    raise ValueError(
+        f"{where}: `{method}` needs causal layers, and {f'`{path}` ({name})' if path else name} is not causal; "
+        "use `forward`."
+    )

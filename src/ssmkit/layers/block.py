@@ -2,14 +2,17 @@ r"""The residual block that SaShiMi and most S4 networks are built of."""
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from .. import _checks
 from .base import SequenceLayer
-from .containers import Chain, Residual, TiedDropout
+from .chain import Chain, Residual
+from .dropout import TiedDropout
+from .pointwise import as_layer, output_width
 from .s4 import S4
 
 __all__ = ["S4Block"]
@@ -30,27 +33,31 @@ class S4Block(Chain):
 
     Arguments:
         d_model: The width :math:`H`.
-        layer: The sequence layer, which takes width `d_model`; by default `S4(d_model)`.
+        layer: The sequence layer, which takes width `d_model`, or a function that makes it: it is called with `d_model`
+            and with those of `device` and `dtype` that are given. So a class will do, and options are given where they
+            are declared and checked: `functools.partial(ssmkit.S4D, d_state=16)`.
         glu: Whether the first linear map is followed by a gated linear unit.
         ff: The width of the feed-forward network, as a multiple of `d_model`.
         dropout: The probability of dropout after every activation.
         tie_dropout: Whether dropout uses one mask for the whole sequence.
-        device, dtype: Of the parameters, but for those of a `layer` given.
+        device, dtype: Of the parameters, but for those of a `layer` that is made already.
 
     Raises:
-        TypeError: If `layer` is not a torch module.
-        ValueError: If a size is less than 1, or if `layer` does not take width `d_model`.
+        TypeError: If `layer` is neither a torch module nor a function that makes one.
+        ValueError: If a size is less than 1, or if `layer` does not take width `d_model` or does not tell its
+            `d_output`.
 
     Example:
-        >>> block = ssmkit.S4Block(8, ssmkit.S4D(8, d_state=16), glu=True)
+        >>> block = ssmkit.S4Block(8, ssmkit.S4D, glu=True)
         >>> block(torch.randn(2, 30, 8)).shape
         torch.Size([2, 30, 8])
+        >>> block = ssmkit.S4Block(8, ssmkit.S4(8, d_state=16, rank=2))
     """
 
     def __init__(
         self,
         d_model: int,
-        layer: SequenceLayer | None = None,
+        layer: SequenceLayer | Callable[..., SequenceLayer] = S4,
         *,
         glu: bool = False,
         ff: int = 2,
@@ -62,8 +69,19 @@ class S4Block(Chain):
         _checks.integer("S4Block", "d_model", d_model)
         _checks.integer("S4Block", "ff", ff)
         _checks.probability("S4Block", "dropout", dropout)
-        layer = S4(d_model, device=device, dtype=dtype) if layer is None else layer
-        width = d_model if not isinstance(layer, SequenceLayer) else layer.d_output
+        _checks.dtype("S4Block", dtype)
+        if not isinstance(layer, nn.Module) and callable(layer):
+            given: dict[str, Any] = {"device": device, "dtype": dtype}
+            layer = layer(d_model, **{name: value for name, value in given.items() if value is not None})
+        if not isinstance(layer, nn.Module):
+            raise TypeError(
+                f"S4Block: `layer` must be a sequence layer or a function of `d_model` that makes one, got "
+                f"{type(layer).__name__}."
+            )
+        layer = as_layer("S4Block", layer)
+        if layer.d_input not in (None, d_model):
+            raise ValueError(f"S4Block: `layer` must take width {d_model} (`d_model`), got {layer.d_input}.")
+        width = output_width(layer, d_model)
         if width is None:
             raise ValueError("S4Block: `layer` must know its output width (`d_output`).")
 

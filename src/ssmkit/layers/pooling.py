@@ -2,8 +2,8 @@ r"""Several rates in one network: pooling, unpooling, and the wrapper that runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, final
+from collections.abc import Callable, Sequence
+from typing import ClassVar, cast, final
 
 import torch
 from einops import rearrange
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _checks
-from ..states import State
-from .base import SequenceLayer, System, at_least_float32
+from ..states import State, where
+from .base import SequenceLayer, System, at_least_float32, refuse_forward_only
 
 __all__ = ["DownPool", "MultiRate", "UpPool"]
 
@@ -141,7 +141,12 @@ class MultiRate(SequenceLayer):
     every sample; once in `pool` samples, when a frame is full, it runs the layer inside.
 
     The state holds the frame being filled, the frame being emitted, the phase (how many samples of the frame have been
-    read, an integer that the whole batch shares) and the state of the layer inside.
+    read) and the state of the layer inside. The phase is an integer where all rows of the batch agree, and an integer
+    tensor of the batch's shape where they differ; then a step runs the layer inside at every sample, and keeps what it
+    gives for the rows whose frame is full.
+
+    Around a layer that is not causal, :meth:`forward` is the only mode. There is nothing to wait for: all frames run,
+    the last one padded with zeros, and none is emitted later.
 
     References:
         | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
@@ -160,7 +165,8 @@ class MultiRate(SequenceLayer):
 
     Raises:
         TypeError: If `layer` is not a sequence layer.
-        ValueError: If the widths do not fit; in :meth:`system`, if `rate` is not 1 (frames are counted in samples).
+        ValueError: If the widths do not fit; in :meth:`system`, if `rate` is not 1 (frames are counted in samples); in
+            the other methods but :meth:`forward`, if the layer inside is not causal.
 
     Example:
         >>> layer = ssmkit.MultiRate(2, ssmkit.S4D(4), pool=4)
@@ -190,6 +196,9 @@ class MultiRate(SequenceLayer):
                 f"MultiRate: `layer` must be a `ssmkit.SequenceLayer`, got {type(layer).__name__}; "
                 "wrap position-wise modules in `ssmkit.Sequential`."
             )
+        for name, value in (("d_model", d_model), ("pool", pool), ("expand", expand)):
+            _checks.integer("MultiRate", name, value)
+        _checks.dtype("MultiRate", dtype)
         self.down = DownPool(d_model, pool, expand, device=device, dtype=dtype)
         self.layer = layer
         self.up = UpPool(d_model, pool, expand, device=device, dtype=dtype)
@@ -201,10 +210,19 @@ class MultiRate(SequenceLayer):
             )
         self.d_input = self.d_output = d_model
         self.pool = pool
+        self.causal = layer.causal
+
+    def forward_only_part(self) -> tuple[str, SequenceLayer]:
+        """Path and value of the part inside that is not causal."""
+        path, part = self.layer.forward_only_part()
+        return "layer" + (f".{path}" if path else ""), part
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Maps a whole sequence of any length, from rest."""
         _checks.sequence("MultiRate", "u", u, self.d_input)
+        if not self.causal:
+            frames = self.up.frames(self.layer(self.down(u), system))
+            return self.up.samples(frames)[..., : u.shape[-2], :].to(u.dtype)
         # The last frame, full or not, is heard only after the end.
         full = max(0, u.shape[-2] - 1) // self.pool * self.pool
         frames = self.up.frames(self.layer(self.down(u[..., :full, :]), system))
@@ -233,6 +251,8 @@ class MultiRate(SequenceLayer):
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """Makes a state at rest, at the first sample of a frame."""
+        if not self.causal:
+            refuse_forward_only("MultiRate", "initial_state", self)
         weight = self.down.linear.weight
         frame = torch.zeros(
             *batch_shape,
@@ -250,24 +270,42 @@ class MultiRate(SequenceLayer):
     def step_by(
         self, step: Callable[[Tensor, State], tuple[Tensor, State]], u: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """:meth:`step`, with a step of the layer inside that somebody else provides, such as a compiled one."""
+        """:meth:`step` with another step of the layer inside, such as a compiled one.
+
+        Arguments:
+            step: A function from an input and a state of the layer inside to an output and the next state.
+            u: The input, with shape :math:`(*, d_{model})`.
+            state: Where the stream has got to.
+
+        Returns:
+            The output, with shape :math:`(*, d_{model})`, and the next state.
+        """
+        if not self.causal:
+            refuse_forward_only("MultiRate", "step", self)
         _checks.floating("MultiRate", "u", u)
         _checks.last_axis("MultiRate", "u", u, self.d_input)
-        filling, emitting, phase, inner = self._parts(state, u.shape[:-1])
-        y = emitting.select(-2, phase).to(u.dtype)
+        filling, emitting, phase, inner = self.parts(state, u.shape[:-1])
+        y = emitting.select(-2, phase) if isinstance(phase, int) else _samples(emitting, phase, 1).squeeze(-2)
         filling = torch.cat([filling.narrow(-2, 1, self.pool - 1), u.to(filling.dtype).unsqueeze(-2)], dim=-2)
-        phase += 1
-        if phase == self.pool:
+        phase = (phase + 1) % self.pool
+        if not isinstance(phase, int) or phase == 0:
             z = self.down(filling.to(u.dtype))[..., 0, :]
-            w, inner = step(z, inner)
-            emitting = self.up.samples(self.up.frames(w)[..., None, :]).to(filling.dtype)
-            filling, phase = torch.zeros_like(filling), 0
-        return y, (filling, emitting, phase, inner)
+            w, new = step(z, inner)
+            frame = self.up.samples(self.up.frames(w)[..., None, :]).to(filling.dtype)
+            full: State = (torch.zeros_like(filling), frame, new)
+            if not isinstance(phase, int):
+                full = where(phase == 0, full, (filling, emitting, inner))
+            filling, emitting, inner = cast(tuple[Tensor, Tensor, State], full)
+        return y.to(u.dtype), (filling, emitting, phase, inner)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps a chunk of any length; frames may be cut in two between chunks."""
+        if not self.causal:
+            refuse_forward_only("MultiRate", "scan", self)
         _checks.sequence("MultiRate", "u", u, self.d_input)
-        filling, emitting, phase, inner = self._parts(state, u.shape[:-2])
+        filling, emitting, phase, inner = self.parts(state, u.shape[:-2])
+        if not isinstance(phase, int):
+            return self._scan_rows(u, filling, emitting, phase, inner, system)
         samples = torch.cat([filling[..., self.pool - phase :, :], u.to(filling.dtype)], dim=-2)
         full = samples.shape[-2] // self.pool * self.pool
         z = self.down(samples[..., :full, :].to(u.dtype))
@@ -278,16 +316,70 @@ class MultiRate(SequenceLayer):
         filling = F.pad(rest, (0, 0, self.pool - rest.shape[-2], 0))
         return y, (filling, emitted[..., full:, :], rest.shape[-2], inner)
 
-    def _parts(self, state: State, batch: torch.Size) -> tuple[Tensor, Tensor, int, State]:
-        if not isinstance(state, tuple) or len(state) != 4 or not isinstance(state[2], int):
+    def _scan_rows(
+        self, u: Tensor, filling: Tensor, emitting: Tensor, phase: Tensor, inner: State, system: System
+    ) -> tuple[Tensor, State]:
+        """:meth:`scan` of rows with phases of their own, without a look at their values."""
+        L, pool = u.shape[-2], self.pool
+        samples = torch.cat([filling, u.to(filling.dtype)], dim=-2)
+        # L samples fill L // pool frames in all rows, and one more in those that were far enough in their frame.
+        common, more = L // pool, L % pool > 0
+        count = common + more
+        z = self.down(_samples(samples, pool - phase, count * pool).to(u.dtype))
+        w, inner = self.layer.scan(z[..., :common, :], inner, system)
+        if more:
+            w_last, inner_last = self.layer.scan(z[..., common:, :], inner, system)
+            inner = where(phase + L >= count * pool, inner_last, inner)
+            w = torch.cat([w, w_last], dim=-2)
+        emitted = torch.cat([emitting, self.up.samples(self.up.frames(w)).to(filling.dtype)], dim=-2)
+        y = _samples(emitted, phase, L).to(u.dtype)
+        after = (phase + L) % pool
+        emitting = _samples(emitted, phase + L - after, pool)
+        read = torch.arange(pool, device=u.device) >= (pool - after).unsqueeze(-1)
+        filling = torch.where(read.unsqueeze(-1), samples[..., L:, :], 0.0)
+        return y, (filling, emitting, after, inner)
+
+    def parts(self, state: State, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor, State]:
+        """Checks a state and takes it apart.
+
+        Arguments:
+            state: A state of this layer.
+            batch_shape: The batch axes that it is to have.
+
+        Returns:
+            The frame being filled, whose samples stand at its end, the frame being emitted, both with shape
+            :math:`(*, pool, d_{model})`; the phase, an integer or a tensor with shape :math:`(*)`; and the state of the
+            layer inside.
+
+        Raises:
+            ValueError: If the state is of another layer or batch shape.
+        """
+        batch = tuple(batch_shape)
+        if not isinstance(state, tuple) or len(state) != 4 or not self._is_phase(state[2], batch):
             raise ValueError(
                 "MultiRate: `state` must be (frame being filled, frame being emitted, phase, inner state); "
                 "make it with this layer's `initial_state(*batch_shape)`."
             )
-        shape = (*batch, self.pool, self.d_input)
-        filling, emitting = (_checks.state("MultiRate", frame, shape) for frame in state[:2])
-        return filling, emitting, state[2], state[3]
+        filling, emitting = (
+            _checks.state("MultiRate", frame, (*batch, self.pool, self.d_input)) for frame in state[:2]
+        )
+        phase = cast(int | Tensor, state[2])
+        if isinstance(phase, Tensor) and phase.ndim < len(batch):
+            # Of joined states only the first axis was known.
+            phase = phase.reshape(*phase.shape, *(1,) * (len(batch) - phase.ndim)).expand(batch)
+        return filling, emitting, phase, state[3]
+
+    def _is_phase(self, value: State, batch: tuple[int, ...]) -> bool:
+        if isinstance(value, Tensor):
+            return not value.is_floating_point() and value.shape == batch[: value.ndim]
+        return isinstance(value, int) and 0 <= value < self.pool
 
     def extra_repr(self) -> str:
         """The factor of the rate."""
         return f"pool={self.pool}"
+
+
+def _samples(x: Tensor, start: Tensor, length: int) -> Tensor:
+    """So many samples of x (*, length, d) from a place of their own in each row; past its end, the last one."""
+    index = start.unsqueeze(-1) + torch.arange(length, device=x.device)
+    return x.take_along_dim(index.clamp(max=x.shape[-2] - 1).unsqueeze(-1), dim=-2)

@@ -77,7 +77,7 @@ class SSMLayer(SequenceLayer):
         self.tie_dt = tie_dt
         self.channels = _checks.integer(name, "channels", channels)
         self.d_output = channels * d_model
-        self.bidirectional = bidirectional
+        self.bidirectional, self.causal = bidirectional, not bidirectional
         self.dropout = _checks.probability(name, "dropout", dropout)
 
         def parameter(*shape: int) -> nn.Parameter:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..layers.base import SequenceLayer, System
+from ..layers.base import SequenceLayer, System, refuse_forward_only
 from ..states import State
 from . import kernels
 from .lowering import lower
-from .packing import Memory, Slot
+from .packing import Memory
 from .program import Program
 
 __all__ = ["Engine", "Generated", "Stream"]
@@ -38,7 +38,8 @@ class Engine:
 
     The model is lowered once to a flat list of instructions over packed float32 weights; one compiled function runs
     them, with no Python between samples. What comes out agrees with :meth:`~ssmkit.SequenceLayer.step` to rounding, and
-    the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back.
+    the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back. Streams whose
+    phases differ (:class:`ssmkit.MultiRate`) run in groups that agree.
 
     Known are all causal layers of ssmkit and the position-wise modules of torch; a module of your own is refused. The
     program holds a copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout
@@ -61,7 +62,7 @@ class Engine:
 
     Raises:
         TypeError: If `model` is not a sequence layer.
-        ValueError: If it holds a module of an unknown kind, which the message names, or is bidirectional; or if the
+        ValueError: If it holds a module of an unknown kind, which the message names, or is not causal; or if the
             system is of another model.
 
     Example:
@@ -79,6 +80,8 @@ class Engine:
                 f"Engine: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}; "
                 "wrap position-wise modules in `ssmkit.Sequential`."
             )
+        if not model.causal:
+            refuse_forward_only("Engine", "run", model)
         self._threads = threads if threads is None else _checks.integer("Engine", "threads", threads)
         program = Program()
         with torch.no_grad():
@@ -214,16 +217,20 @@ class Stream:
         self.engine = engine
         # An odd number of cache lines: the same line of all streams shall not fall on one set of the cache.
         row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
-        floats = np.zeros((prod(batch_shape), row), np.float32)
-        states = np.zeros((prod(batch_shape), engine._states))
-        self._memory = Memory(floats, states, np.zeros(max(1, engine._counters), np.int64))
+        streams, counters = prod(batch_shape), max(1, engine._counters)
+        memory = Memory(
+            np.zeros((streams, row), np.float32),
+            np.zeros((streams, engine._states)),
+            np.zeros((streams, counters), np.int64),
+        )
         self._like = state
-        engine._packing.pack(state, self.batch_shape, self._memory)
+        engine._packing.pack(state, self.batch_shape, memory)
+        self._groups = _groups(memory)
 
     @property
     def state(self) -> State:
         """A copy of where the streams have got to, as `step` has it, with dtype and device of the first state."""
-        return self.engine._packing.unpack(self._like, self.batch_shape, self._memory)
+        return self.engine._packing.unpack(self._like, self.batch_shape, _together(self._groups))
 
     def run(self, u: Tensor) -> Tensor:
         """Maps a chunk of any length.
@@ -238,7 +245,7 @@ class Stream:
             TypeError: If `u` is of the wrong kind.
             ValueError: If its shape is wrong, or a class is not one of the model's.
         """
-        engine, streams = self.engine, len(self._memory.floats)
+        engine, streams = self.engine, prod(self.batch_shape)
         if engine._batch(u) != self.batch_shape:
             raise ValueError(
                 f"Stream.run: `u` must have the batch shape {tuple(self.batch_shape)}, got shape {tuple(u.shape)}."
@@ -253,6 +260,16 @@ class Stream:
             classes = u.to("cpu", torch.long).contiguous().numpy().reshape(streams, length)
         y = torch.empty(*self.batch_shape, length, engine.d_output)
         outputs = y.numpy().reshape(streams, length, engine.d_output)
+
+        for rows, memory in self._groups:
+            part = outputs[rows]
+            self._run(memory, classes[rows], inputs[rows], part)
+            if not isinstance(rows, slice):
+                outputs[rows] = part
+        return y.to(u.device, u.dtype if u.is_floating_point() else torch.float32)
+
+    def _run(self, memory: Memory, classes: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        engine = self.engine
 
         def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
             kernels.run(
@@ -272,8 +289,7 @@ class Stream:
                 arrivals,
             )
 
-        engine._share_out(self._memory, work)
-        return y.to(u.device, u.dtype if u.is_floating_point() else torch.float32)
+        engine._share_out(memory, work)
 
     def generate(
         self, logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
@@ -296,7 +312,7 @@ class Stream:
                 its range.
         """
         engine = self.engine
-        width, streams = engine.d_output, len(self._memory.floats)
+        width, streams = engine.d_output, prod(self.batch_shape)
         if engine._classes is None or engine._classes < width:
             raise ValueError("Stream.generate: the model must begin with an Embedding of as many classes as it gives.")
         if logits.shape != (*self.batch_shape, width) or uniform.shape[:-1] != self.batch_shape or not uniform.ndim:
@@ -310,11 +326,34 @@ class Stream:
             raise ValueError(f"Stream.generate: `top_p` must be above 0 and at most 1, got {top_p!r}.")
         length = uniform.shape[-1]
         chance = uniform.to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
-        said = Slot(engine._target.start, width).of(self._memory.floats)
-        said[...] = logits.detach().to("cpu", torch.float32).numpy().reshape(streams, width)
+        said = logits.detach().to("cpu", torch.float32, copy=True).numpy().reshape(streams, width)
         classes = torch.empty(*self.batch_shape, length, dtype=torch.long)
         nats = torch.empty(*self.batch_shape, length, dtype=torch.double)
         drawn, cost = classes.numpy().reshape(streams, length), nats.numpy().reshape(streams, length)
+
+        for rows, memory in self._groups:
+            parts = drawn[rows], cost[rows], said[rows]
+            self._generate(memory, chance[rows], *parts, float(temperature), top_k, float(top_p))
+            if not isinstance(rows, slice):
+                drawn[rows], cost[rows], said[rows] = parts
+        following = torch.from_numpy(said).reshape(logits.shape).to(logits)
+        return Generated(classes.to(logits.device), nats.to(logits.device), following)
+
+    def _generate(
+        self,
+        memory: Memory,
+        chance: np.ndarray,
+        drawn: np.ndarray,
+        cost: np.ndarray,
+        said: np.ndarray,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+    ) -> None:
+        engine = self.engine
+        target, width = engine._target.start, engine.d_output
+        logits = engine._target.of(memory.floats)
+        logits[...] = said
 
         def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
             kernels.generate(
@@ -324,12 +363,12 @@ class Stream:
                 memory.floats,
                 memory.states,
                 memory.counters,
-                engine._target.start,
+                target,
                 width,
                 chance[part],
-                float(temperature),
+                temperature,
                 top_k,
-                float(top_p),
+                top_p,
                 drawn[part],
                 cost[part],
                 rank,
@@ -337,6 +376,27 @@ class Stream:
                 arrivals,
             )
 
-        engine._share_out(self._memory, work)
-        following = torch.from_numpy(said.copy()).reshape(logits.shape).to(logits)
-        return Generated(classes.to(logits.device), nats.to(logits.device), following)
+        engine._share_out(memory, work)
+        said[...] = logits
+
+
+def _groups(memory: Memory) -> list[tuple[slice | np.ndarray, Memory]]:
+    """Splits streams into groups that agree in their counters: while a program runs, its streams share them."""
+    kinds, kind = np.unique(memory.counters, axis=0, return_inverse=True)
+    rows: list[slice | np.ndarray] = [slice(None)]
+    if len(kinds) > 1:
+        rows = [np.flatnonzero(kind.reshape(-1) == number) for number in range(len(kinds))]
+    return [(r, Memory(memory.floats[r], memory.states[r], memory.counters[r].max(axis=0, initial=0))) for r in rows]
+
+
+def _together(groups: list[tuple[slice | np.ndarray, Memory]]) -> Memory:
+    """The memory of all streams, in their order."""
+    rows, memory = groups[0]
+    if isinstance(rows, slice):
+        return memory._replace(counters=np.broadcast_to(memory.counters, (len(memory.floats), memory.counters.size)))
+    streams = sum(len(part.floats) for _, part in groups)
+    whole = Memory(*(np.empty((streams, array.shape[-1]), array.dtype) for array in memory))
+    for rows, part in groups:
+        for array, of_group in zip(whole, part, strict=True):
+            array[rows] = of_group
+    return whole

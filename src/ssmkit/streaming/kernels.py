@@ -61,6 +61,8 @@ class Op(IntEnum):
     ADD = 6  # n width; a: the other summand
     SSM = 7  # n features; a: state, b: complex states, c: outputs, d: rank of the low-rank part; poles
     FRAME = 8  # n width; a: frame being filled, b: frame being emitted, c: pool, d: where to go unless full; counter
+    MULTIPLY = 9  # n width; a: the other factor
+    COPY = 10  # n width
 
 
 FIELDS = ("op", "wait", "source", "target", "weights", "n", "m", "a", "b", "c", "d", "counter", "poles")
@@ -254,6 +256,12 @@ def _copy(x: Any, y: Any) -> None:
 def _add(x: Any, other: Any, y: Any) -> None:
     for i in range(y.size):
         y[i] = x[i] + other[i]
+
+
+@_compiled
+def _multiply(x: Any, other: Any, y: Any) -> None:
+    for i in range(y.size):
+        y[i] = x[i] * other[i]
 
 
 @_compiled
@@ -592,6 +600,10 @@ def _advance(
                 _add(x[lo:hi], row[line[_A] + lo : line[_A] + hi], y[lo:hi])
             elif op == Op.SOFTMAX and rank == 0:
                 _softmax(x, y, _F(line[_A]), line[_B])
+            elif op == Op.MULTIPLY:
+                _multiply(x[lo:hi], row[line[_A] + lo : line[_A] + hi], y[lo:hi])
+            elif op == Op.COPY:
+                _copy(x[lo:hi], y[lo:hi])
 
 
 @_entry

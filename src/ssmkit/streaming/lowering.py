@@ -12,9 +12,22 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..layers import S4, S4D, Checkpoint, MultiRate, Pointwise, Residual, S4Block, Sequential, TiedDropout
+from ..layers import (
+    S4,
+    S4D,
+    Checkpoint,
+    Concatenate,
+    MultiRate,
+    Pointwise,
+    Product,
+    Residual,
+    S4Block,
+    Sequential,
+    TiedDropout,
+)
 from ..layers.base import SequenceLayer, System
-from ..layers.containers import Chain
+from ..layers.branches import Branches
+from ..layers.chain import Chain
 from ..layers.ssm import SSMLayer
 from .kernels import Activation, Op
 from .packing import Frames, Kept, Nothing, Packing, Recurrent, Slot, Together
@@ -83,7 +96,7 @@ def _known(table: dict[Any, _T], module: nn.Module) -> _T:
 @_lowers(LAYERS, Sequential, Checkpoint, S4Block)
 def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tuple[Slot, Packing]:
     y, parts = source, []
-    for child, part in layer._shares(system):
+    for child, part in layer.shares(system):
         y, packing = lower(program, child, part, y)
         parts.append(packing)
     return y, Together(layer, tuple(parts))
@@ -94,6 +107,37 @@ def _residual(program: Program, layer: Residual, system: System, source: Slot) -
     program.read_again.add(source)
     y, packing = _chain(program, layer, system, source)
     return program.emit(Op.ADD, y, program.slot(y.width), other=source, n=y.width), packing
+
+
+def _branches(program: Program, layer: Branches, system: System, source: Slot) -> tuple[list[Slot], Packing]:
+    program.read_again.add(source)
+    outputs, parts = [], []
+    for branch, part in layer.shares(system):
+        y, packing = lower(program, branch, part, source)
+        outputs.append(y)
+        parts.append(packing)
+    return outputs, Together(layer, tuple(parts))
+
+
+@_lowers(LAYERS, Product)
+def _product(program: Program, layer: Product, system: System, source: Slot) -> tuple[Slot, Packing]:
+    (y, *others), packing = _branches(program, layer, system, source)
+    for other in others:
+        y = program.emit(Op.MULTIPLY, y, program.slot(y.width), other=other, n=y.width)
+    return y, packing
+
+
+@_lowers(LAYERS, Concatenate)
+def _concatenate(program: Program, layer: Concatenate, system: System, source: Slot) -> tuple[Slot, Packing]:
+    outputs, packing = _branches(program, layer, system, source)
+    target = program.slot(sum(y.width for y in outputs))
+    start = target.start
+    for y in outputs:
+        # A thread owns other parts of the joined vector than of the vectors it is made of.
+        program.emit(Op.COPY, y, Slot(start, y.width), scattered=True, n=y.width)
+        program.wrote(target, scattered=True)
+        start += y.width
+    return target, packing
 
 
 @_lowers(LAYERS, Pointwise)
@@ -108,8 +152,6 @@ def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: 
 
 @_lowers(LAYERS, S4, S4D)
 def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
-    if layer.bidirectional:
-        raise ValueError("Engine: a bidirectional layer reads the future, and cannot run sample by sample.")
     recurrence = layer._given(system).recurrence
     C, H, N = recurrence.shape
     rank = len(recurrence.columns) - 1

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import _checks
 from ..layers import MultiRate
-from ..layers.containers import Chain, _no_state
+from ..layers.container import Container
+from ..layers.pointwise import no_state
 from ..states import State
 
 __all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Recurrent", "Slot", "Together"]
@@ -27,7 +28,7 @@ class Memory(NamedTuple):
     states: np.ndarray
     """States of recurrences, float64; shape (streams, states)."""
     counters: np.ndarray
-    """Phases of frames, which all streams share."""
+    """Phases of frames; shape (streams, counters), and (counters) while streams that agree in them run."""
 
 
 class Slot(NamedTuple):
@@ -67,7 +68,7 @@ class Nothing:
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Writes nothing."""
-        _no_state("Engine", state)
+        no_state("Engine", state)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
         """`()`."""
@@ -124,42 +125,47 @@ class Frames:
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Moves the samples of the frame being filled to its beginning."""
-        filling, emitting, phase, inner = self.layer._parts(state, torch.Size(batch))
+        filling, emitting, phase, inner = self.layer.parts(state, batch)
         pool, shape = self.layer.pool, filling.shape[len(batch) :]
-        self._frame(self.filling, memory)[:, :phase] = _write(filling, shape, batch)[:, pool - phase :]
+        phases = memory.counters[:, self.counter]
+        phases[...] = phase if isinstance(phase, int) else phase.reshape(-1).cpu().numpy()
+        place = (np.arange(pool) - phases[:, None]) % pool
+        self._frame(self.filling, memory)[...] = np.take_along_axis(
+            _write(filling, shape, batch), place[..., None], axis=1
+        )
         self._frame(self.emitting, memory)[...] = _write(emitting, shape, batch)
-        memory.counters[self.counter] = phase
         self.inner.pack(inner, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
         """Moves them back to its end."""
-        filling, emitting, _, inner = cast(tuple[State, ...], like)
-        phase = int(memory.counters[self.counter])
-        filled = np.zeros_like(self._frame(self.filling, memory))
-        filled[:, self.layer.pool - phase :] = self._frame(self.filling, memory)[:, :phase]
-        emitted = self._frame(self.emitting, memory)
+        filling, emitting, _, inner = cast(tuple[Tensor, Tensor, State, State], like)
+        pool, phases = self.layer.pool, memory.counters[:, self.counter]
+        place = np.arange(pool) + phases[:, None]
+        filled = np.take_along_axis(self._frame(self.filling, memory), (place % pool)[..., None], axis=1)
+        filled[place < pool] = 0
+        agree = (phases == phases[:1]).all()
         return (
             _read(filled, filling, batch),
-            _read(emitted, emitting, batch),
-            phase,
+            _read(self._frame(self.emitting, memory), emitting, batch),
+            int(phases.max(initial=0)) if agree else torch.from_numpy(phases.copy()).reshape(*batch).to(filling.device),
             self.inner.unpack(inner, batch, memory),
         )
 
 
 @dataclass(frozen=True)
 class Together:
-    """The tuple of a container's children's."""
+    """The tuple of the states of a container's layers."""
 
-    layer: Chain
+    layer: Container
     parts: tuple[Packing, ...]
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Each."""
-        for part, (_, child, _) in zip(self.parts, self.layer._shares(None, state), strict=True):
-            part.pack(child, batch, memory)
+        """Writes all of them."""
+        for part, (_, _, layer_state) in zip(self.parts, self.layer.shares(None, state), strict=True):
+            part.pack(layer_state, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Each."""
+        """Reads all of them."""
         return tuple(
             part.unpack(child, batch, memory)
             for part, child in zip(self.parts, cast(tuple[State, ...], like), strict=True)

@@ -1,0 +1,223 @@
+r"""Modules that treat every time step alone: which of torch's do, and how they become sequence layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from ..states import State
+from .base import SequenceLayer, System
+
+__all__ = ["Pointwise", "as_layer", "chain_input_width", "no_state", "output_width"]
+
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.ReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+_ALONG_LAST_AXIS = (nn.GLU, nn.Softmax, nn.Softmin, nn.LogSoftmax)
+_NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
+_SAME_WIDTH = (
+    *_ACTIVATIONS,
+    *_NORMS,
+    *_ALONG_LAST_AXIS[1:],
+    nn.Identity,
+    nn.Dropout,
+    nn.AlphaDropout,
+    nn.PReLU,
+)
+_POINTWISE = (*_SAME_WIDTH, nn.GLU, nn.Linear, nn.Embedding)
+
+# Modules that `Pointwise` is not to vouch for: they run on a sequence and mix its time steps, or its batch. Others that
+# are not known to be position-wise are refused by the containers without being named here.
+_MIXING: tuple[type[nn.Module], ...] = (
+    nn.Conv1d,
+    nn.ConvTranspose1d,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.BatchNorm1d,
+    nn.InstanceNorm1d,
+    nn.GroupNorm,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.Dropout1d,
+)
+
+
+def _mixing(module: nn.Module) -> str | None:
+    """Why a module cannot run on single time steps, or None if no reason is known."""
+    name = type(module).__name__
+    if isinstance(module, nn.PReLU):
+        # Its channels are axis 1: time in a sequence, features in a step.
+        return (
+            None
+            if module.num_parameters == 1
+            else f"{name} with several parameters takes axis 1 for features, which is time here"
+        )
+    if isinstance(module, _MIXING):
+        return f"{name} mixes time steps (or takes axis 1 for features), so it cannot run step by step"
+    if getattr(module, "CHANGES_RATE", False):
+        return f"{name} changes the rate; use `ssmkit.MultiRate`"
+    if isinstance(module, SequenceLayer):
+        return f"{name} is a sequence layer with a state of its own; put it in a container directly"
+    if isinstance(module, _ALONG_LAST_AXIS) and module.dim != -1:
+        return f"{name} must have dim=-1, the feature axis, and has dim={module.dim}"
+    if isinstance(module, _NORMS) and len(cast(nn.LayerNorm, module).normalized_shape) != 1:
+        return f"{name} must normalise the feature axis alone"
+    return None
+
+
+@final
+class Pointwise(SequenceLayer):
+    r"""A module that treats every time step alone, as a sequence layer without a state.
+
+    :class:`Sequential` and its like wrap the position-wise modules of torch (linear layers, embeddings, norms over the
+    feature axis, activations, GLU, dropout, `nn.Sequential` of these) by themselves. Put it around a module of your
+    own to say that it maps :math:`(*, d)` to :math:`(*, d')`, each position alone.
+
+    Arguments:
+        module: A module from :math:`(*, d_{input})` to :math:`(*, d_{output})`.
+
+    Raises:
+        TypeError: If `module` is not a torch module.
+        ValueError: If `module` is, or holds, one that mixes time steps.
+
+    Example:
+        >>> layer = ssmkit.Pointwise(torch.nn.Linear(3, 5))
+        >>> layer.step(torch.randn(2, 3), ())[0].shape
+        torch.Size([2, 5])
+        >>> ssmkit.Pointwise(torch.nn.Conv1d(3, 3, 5))
+        Traceback (most recent call last):
+            ...
+        ValueError: Pointwise: Conv1d mixes time steps (or takes axis 1 for features), so it cannot run step by step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"Pointwise: `module` must be a torch module, got {type(module).__name__}.")
+        for part in module.modules():
+            if reason := _mixing(part):
+                raise ValueError(f"Pointwise: {reason}.")
+        self.module = module
+        self.d_input = input_width(module)
+        self.d_output = output_width(module, self.d_input)
+
+    def forward(self, u: Tensor, system: System = None) -> Tensor:
+        """Applies the module at every position."""
+        y: Tensor = self.module(u)
+        return y
+
+    def system(self, rate: float = 1.0) -> System:
+        """Nothing to discretise: `()`, at any rate."""
+        _checks.positive("Pointwise", "rate", rate)
+        return ()
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """No memory: `()`."""
+        return ()
+
+    def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Applies the module to one sample."""
+        module = cast(nn.Module, self._modules["module"])
+        # What `Module.__call__` does besides, for hooks, costs as much as the arithmetic of one sample.
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        hooked = hooked or module._backward_hooks or module._backward_pre_hooks
+        return (module(u) if hooked else module.forward(u)), no_state("Pointwise", state)
+
+    def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Applies the module at every position."""
+        return self.module(u), no_state("Pointwise", state)
+
+
+def no_state(where: str, state: State) -> State:
+    """Checks the state of a layer without memory, which is `()`, and returns it."""
+    if not isinstance(state, tuple) or state:
+        raise ValueError(f"{where}: `state` must be (), as this layer has no memory, got another layer's.")
+    return ()
+
+
+def input_width(module: nn.Module) -> int | None:
+    """The input width of a layer or position-wise module, or None if its type does not tell."""
+    if isinstance(module, (SequenceLayer, nn.Linear)):
+        return module.d_input if isinstance(module, SequenceLayer) else module.in_features
+    if isinstance(module, _NORMS):
+        return cast(nn.LayerNorm, module).normalized_shape[0]
+    return chain_input_width(module) if isinstance(module, nn.Sequential) else None
+
+
+def chain_input_width(modules: Iterable[nn.Module]) -> int | None:
+    """The input width of modules one after another: the first that tells, if those before it keep the width."""
+    for module in modules:
+        width = input_width(module)
+        inner = module.module if isinstance(module, Pointwise) else module
+        if width is not None or not isinstance(inner, _SAME_WIDTH):
+            return width
+    return None
+
+
+def output_width(module: nn.Module, width: int | None) -> int | None:
+    """The output width for inputs of a width, or None if the type does not tell."""
+    if isinstance(module, Pointwise):
+        return output_width(module.module, width)
+    if isinstance(module, SequenceLayer):
+        return module.d_output
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        return module.out_features if isinstance(module, nn.Linear) else module.embedding_dim
+    if isinstance(module, nn.GLU):
+        return None if width is None else width // 2
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            width = output_width(child, width)
+        return width
+    return width if isinstance(module, _SAME_WIDTH) else None
+
+
+def _unknown(module: nn.Module) -> nn.Module | None:
+    """The first part that is not known to treat every time step alone."""
+    if isinstance(module, nn.Sequential):
+        return next((part for part in map(_unknown, module) if part is not None), None)
+    return None if isinstance(module, _POINTWISE) else module
+
+
+def as_layer(where: str, module: nn.Module) -> SequenceLayer:
+    """A sequence layer as it is, a position-wise module in a :class:`Pointwise`; an error, which begins with `where`,
+    for everything else.
+    """
+    if isinstance(module, SequenceLayer):
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{where}: every layer must be a torch module, got {type(module).__name__}.")
+    for part in module.modules():
+        if reason := _mixing(part):
+            raise ValueError(f"{where}: {reason}.")
+    if (stranger := _unknown(module)) is not None:
+        raise ValueError(
+            f"{where}: {type(stranger).__name__} is not known to treat every time step alone; if it does, say so with "
+            "`ssmkit.Pointwise(module)`, and if it keeps a memory, write a `ssmkit.SequenceLayer`."
+        )
+    return Pointwise(module)
