@@ -46,7 +46,7 @@ def test_float32_gradients_of_s4(init, L, N):
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
     single, double = gradients
     for name, exact in double.items():
-        assert relative_error(single[name], exact) < 1e-5, name
+        assert relative_error(single[name], exact) < 3e-5, name
 
 
 @pytest.mark.parametrize("cls", [S4, S4D])
