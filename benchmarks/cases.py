@@ -25,7 +25,7 @@ class Case:
     """One line of the table."""
 
     what: str
-    """kernel, layer, scan, step, sashimi, or generation."""
+    """kernel, layer, scan, step, recurrence, sashimi, or generation."""
     kind: str
     """dplr or diagonal."""
     backward: bool
@@ -78,8 +78,20 @@ def bare(case: Case, device: torch.device) -> Run:
     return _passes(case, conv)
 
 
+def _recurrence(
+    case: Case, device: torch.device, run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = ssmkit.ops.recurrence
+) -> Run:
+    """A complex diagonal recurrence of d_model numbers."""
+    v = torch.randn(case.B, case.L, case.H, device=device, dtype=torch.complex64, requires_grad=case.backward)
+    size = 1 - torch.logspace(-4, -1, case.H, device=device)
+    a = torch.polar(size, torch.linspace(0, 3, case.H, device=device)).requires_grad_(case.backward)
+    return _passes(case, lambda: run(a, v)[0])
+
+
 def ours(case: Case, device: torch.device) -> Run:
     """ssmkit."""
+    if case.what == "recurrence":
+        return _recurrence(case, device)
     if case.what == "sashimi":
         network = sashimi(case.H, 2, d_state=case.N, layer="s4" if case.kind == "dplr" else "s4d")
         return _training_step(case, network.to(device), device)
@@ -176,6 +188,7 @@ HEADLINE = [
     *(Case("kernel", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
     *(Case("layer", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
     *(Case("scan", kind, backward) for kind in ("dplr", "diagonal") for backward in (False, True)),
+    *(Case("recurrence", "diagonal", backward, N=1) for backward in (False, True)),
     Case("sashimi", "dplr", True, B=1, L=16000, H=64),
     Case("sashimi", "diagonal", True, B=1, L=16000, H=64),
     *(Case("step", kind, False, B=B, L=64, H=64) for kind in ("dplr", "diagonal") for B in (1, 32)),
@@ -204,7 +217,14 @@ def contenders(case: Case, device: torch.device, checkout: Path | None) -> dict[
     found: dict[str, Callable[[], Run]] = {"ssmkit": lambda: ours(case, device)}
     if case.what in ("layer", "scan"):
         found["bare FFT"] = lambda: bare(case, device)
-    if case.what == "scan":
+    if case.what == "recurrence":
+        # Sample by sample as autograd sees it takes minutes: the pass with gradients is held against the one without.
+        forward = Case(case.what, case.kind, False, case.B, case.L, case.H, case.N)
+        if case.backward:
+            found["forward"] = lambda: ours(forward, device)
+        else:
+            found["sample by sample"] = lambda: _recurrence(case, device, ssmkit.ops.naive_recurrence)
+    elif case.what == "scan":
         found["forward"] = lambda: ours(Case("layer", case.kind, case.backward, case.B, case.L, case.H, case.N), device)
     elif checkout is not None:
         found["reference"] = lambda: reference(case, device, checkout)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..initializers import Init, poles
+from ..ops.complex import to_pairs
 from ..systems import DPLR, DiscreteDPLR
 from .ssm import SSMLayer, pair
 
@@ -142,7 +143,7 @@ class S4(SSMLayer):
         start = poles("S4", self.init, self.d_state, self.rank)
         self._reset_shared(start.Lambda, start.B)
         with torch.no_grad():
-            self.P.copy_(torch.view_as_real(start.P).expand_as(self.P))
+            self.P.copy_(to_pairs(start.P).expand_as(self.P))
 
     def _discretize(self, dt: Tensor, dtype: torch.dtype) -> DiscreteDPLR:
         return DPLR(self._poles, pair(self.P), pair(self.B), pair(self.C)).discretize(dt, dtype)

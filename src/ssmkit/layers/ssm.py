@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import _checks
 from ..initializers import log_uniform
+from ..ops.complex import from_pairs, to_pairs
 from ..ops.conv import causal_conv, two_sided_conv
 from ..states import State
 from ..systems import DiscreteDiagonal, DiscreteDPLR
@@ -23,7 +24,7 @@ __all__ = ["SSMLayer", "pair"]
 
 def pair(z: Tensor) -> Tensor:
     """The complex tensor of a real one whose last axis holds real and imaginary part: a copy, in complex128."""
-    return torch.view_as_complex(z.to(torch.double, memory_format=torch.contiguous_format, copy=True))
+    return from_pairs(z.to(torch.double, memory_format=torch.contiguous_format, copy=True))
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
@@ -97,7 +98,7 @@ class SSMLayer(SequenceLayer):
             self.log_dt.copy_(log_uniform(tuple(self.log_dt.shape), self.dt_min, self.dt_max))
             self.log_A_real.copy_((-Lambda.real).log().expand_as(self.log_A_real))
             self.A_imag.copy_(Lambda.imag.expand_as(self.A_imag))
-            self.B.copy_(torch.view_as_real(B).expand_as(self.B))
+            self.B.copy_(to_pairs(B).expand_as(self.B))
             # Standard complex normal numbers: variance 1/2 in each part.
             self.C.copy_(torch.randn(self.C.shape) * 0.5**0.5)
             self.D.copy_(torch.randn(self.D.shape))

@@ -8,6 +8,8 @@ from .conv import naive_causal_conv as naive_causal_conv
 from .conv import two_sided_conv as two_sided_conv
 from .krylov import krylov as krylov
 from .krylov import naive_krylov as naive_krylov
+from .recurrence import naive_recurrence as naive_recurrence
+from .recurrence import recurrence as recurrence
 from .vandermonde import naive_vandermonde as naive_vandermonde
 from .vandermonde import naive_vandermonde_transpose as naive_vandermonde_transpose
 from .vandermonde import vandermonde as vandermonde
@@ -21,8 +23,10 @@ __all__ = [
     "naive_cauchy",
     "naive_causal_conv",
     "naive_krylov",
+    "naive_recurrence",
     "naive_vandermonde",
     "naive_vandermonde_transpose",
+    "recurrence",
     "two_sided_conv",
     "vandermonde",
     "vandermonde_transpose",

@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from .complex import from_interleaved, interleaved
+
 __all__ = ["CHUNK", "Chunk", "scan_chunks"]
 
 CHUNK = 128
@@ -98,7 +100,7 @@ def scan_chunks(
         state: The state, with shape :math:`(B, H, N)`.
         chunk: The chunk's response, of length :math:`T`; :math:`T \le L` unless :math:`L < T`.
         power: :math:`A^T`, as a real matrix :math:`(H, N, N)` that multiplies states from the right, or as a complex
-            diagonal :math:`(H, 1, N/2)` for states of real and imaginary parts in turns.
+            diagonal :math:`(H, 1, N/2)` for interleaved states.
         advance_by: :math:`A^m x` for states of shape :math:`(H, B, N)`, for the short chunk.
 
     Returns:
@@ -112,9 +114,9 @@ def scan_chunks(
         if not power.is_complex():
             before, after = _Carry.apply(added, state, power, False)  # type: ignore[no-untyped-call]
             return before, after
-        pairs = [torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (added, state)]
+        pairs = [from_interleaved(x) for x in (added, state)]
         before, after = _Carry.apply(*pairs, power, False)  # type: ignore[no-untyped-call]
-        return torch.view_as_real(before).flatten(-2), torch.view_as_real(after).flatten(-2)
+        return interleaved(before), interleaved(after)
 
     state = rearrange(state, "b h n -> h b n")
     parts = []

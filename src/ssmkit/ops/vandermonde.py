@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from .complex import from_interleaved, from_pairs, interleaved, to_pairs
 
 __all__ = [
     "check_sums",
@@ -95,7 +96,7 @@ def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
     with torch.no_grad():
         small = powers(x.to(torch.complex128), J)
         giant = powers(small[..., -1, :] * x, -(-L // J))
-        small, giant = (torch.view_as_complex(without_denormals(torch.view_as_real(t))) for t in (small, giant))
+        small, giant = (from_pairs(without_denormals(to_pairs(t))) for t in (small, giant))
     return _Tables(small.to(_COMPLEX[dtype]), giant.to(_COMPLEX[dtype]))
 
 
@@ -113,8 +114,8 @@ class _Sums(torch.autograd.Function):
         # Re(a b) is the product of the real vectors (Re a, Im a) and (Re b, -Im b).
         left = v.to(giant.dtype)[..., :, None, :] * giant[..., None, :, :]
         sign = torch.tensor([1.0, -1.0], dtype=left.real.dtype, device=left.device)
-        right = (torch.view_as_real(small) * sign).flatten(-2)
-        y: Tensor = torch.view_as_real(left).flatten(-2).flatten(-3, -2) @ right.mT
+        right = (to_pairs(small) * sign).flatten(-2)
+        y: Tensor = interleaved(left).flatten(-3, -2) @ right.mT
         y = y.unflatten(-2, left.shape[-3:-1])
         return y.flatten(-2)
 
@@ -138,8 +139,8 @@ class _Polynomials(torch.autograd.Function):
     def forward(u: Tensor, x: Tensor, small: Tensor, giant: Tensor) -> Tensor:
         I, J = giant.shape[-2], small.shape[-2]
         blocks = F.pad(u.to(small.real.dtype), (0, I * J - u.shape[-1])).unflatten(-1, (I, J))
-        inner: Tensor = blocks.flatten(-3, -2) @ torch.view_as_real(small).flatten(-2)
-        values = torch.view_as_complex(inner.unflatten(-1, (-1, 2)).unflatten(-3, blocks.shape[-3:-1]))
+        inner: Tensor = blocks.flatten(-3, -2) @ interleaved(small)
+        values = from_interleaved(inner.unflatten(-2, blocks.shape[-3:-1]))
         return (values * giant[..., None, :, :]).sum(-2)
 
     @staticmethod

@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..ops.complex import add_rotation, from_interleaved, interleaved, output_rows
 from ..ops.scan import CHUNK, Chunk, scan_chunks
 from ..ops.vandermonde import powers, real_vandermonde
 from .dense import Dense
 from .recurrence import (
     Recurrence,
     add_direct,
-    add_rotation,
-    complex_form,
     group_rows,
-    input_form,
-    output_form,
     per_feature,
     ungroup,
 )
@@ -134,15 +131,15 @@ class DiscreteDiagonal(NamedTuple):
         reach = table[:, :T].flip(1) * self.b[:, None]
         chunk = Chunk(
             add_direct(self.kernel(T), self.recurrence.D),
-            output_form(observe).to(dtype),
-            per_feature(input_form(reach).to(dtype), H),
+            output_rows(observe).to(dtype),
+            per_feature(interleaved(reach).to(dtype), H),
         )
 
         def advance(m: int) -> Tensor:
             return per_feature(table[:, m].to(dtype.to_complex()), H)[:, None]
 
         def advance_by(state: Tensor, m: int) -> Tensor:
-            return input_form(complex_form(state) * advance(m))
+            return interleaved(from_interleaved(state) * advance(m))
 
         return scan_chunks(u, x, chunk, advance(T), advance_by)
 
@@ -190,11 +187,11 @@ class Diagonal(NamedTuple):
         C = self.C.to(full)
         N = 2 * a.shape[-1]
         p, q = (dt.new_zeros(1, *shape, dtype=torch.double) for shape in ((N, 0), (0, N)))
-        recurrence = Recurrence.of(a, p, q, input_form(b), output_form(C), dtype)
+        recurrence = Recurrence.of(a, p, q, interleaved(b), output_rows(C), dtype)
         return DiscreteDiagonal(a, b, C, recurrence)
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix."""
         N = 2 * self.Lambda.shape[-1]
         A = torch.zeros(len(self.Lambda), N, N, dtype=self.Lambda.real.dtype, device=self.Lambda.device)
-        return Dense(add_rotation(A, self.Lambda), input_form(self.B), output_form(self.C))
+        return Dense(add_rotation(A, self.Lambda), interleaved(self.B), output_rows(self.C))

@@ -8,9 +8,10 @@ import torch
 from opt_einsum import contract
 from torch import Tensor
 
+from ..ops.complex import add_rotation, interleaved, output_rows
 from .dense import Dense, DiscreteDense
 from .diagonal import Diagonal
-from .recurrence import Recurrence, add_rotation, input_form, output_form, per_feature
+from .recurrence import Recurrence, per_feature
 
 __all__ = ["DPLR", "DiscreteDPLR"]
 
@@ -102,12 +103,12 @@ class DPLR(NamedTuple):
         b = dt[:, None] * D * B - contract("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), DP, inverse, projected)
         a = (1 + half) * D
 
-        p, q = input_form(DP, dim=-2), output_form(Q_star)
-        dense = DiscreteDense(add_rotation(-p @ q, a), input_form(b), output_form(C), dtype)
+        p, q = interleaved(DP, dim=-2), output_rows(Q_star)
+        dense = DiscreteDense(add_rotation(-p @ q, a), interleaved(b), output_rows(C), dtype)
         return DiscreteDPLR(dense, Recurrence.of(a, p, q, dense.b, dense.c, dtype))
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix; it is dissipative when the poles are stable."""
         real = Diagonal(self.Lambda, self.B, self.C).dense()
-        P = input_form(self.P, dim=-2)
+        P = interleaved(self.P, dim=-2)
         return real._replace(A=real.A - 2 * P @ P.mT)

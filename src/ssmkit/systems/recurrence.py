@@ -1,8 +1,4 @@
-r"""One step of a discrete system whose state matrix is diagonal plus low rank, in real arithmetic.
-
-A complex state :math:`s` of :math:`N/2` numbers is kept as the :math:`N` real ones
-:math:`x = [\Re s_1, \Im s_1, \Re s_2, \Im s_2, \dots]`.
-"""
+r"""One step of a discrete system whose state matrix is diagonal plus low rank, in real arithmetic."""
 
 from __future__ import annotations
 
@@ -13,14 +9,12 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.complex import from_interleaved, interleaved, multiply_interleaved, times_rows, to_pairs
+
 __all__ = [
     "Recurrence",
     "add_direct",
-    "add_rotation",
-    "complex_form",
     "group_rows",
-    "input_form",
-    "output_form",
     "per_feature",
     "ungroup",
 ]
@@ -30,35 +24,12 @@ _MATRICES = 4
 """Streams from which matrix products cost a step less than products and sums."""
 
 
-def input_form(z: Tensor, dim: int = -1) -> Tensor:
-    """Real and imaginary parts in turns along an axis: how a state and what is added to it are real numbers."""
-    return torch.stack([z.real, z.imag], dim=dim).flatten(dim - 1, dim)
-
-
-def output_form(z: Tensor) -> Tensor:
-    """2 [Re z, -Im z] in turns: the row whose product with the real form of s is 2 Re(z s)."""
-    return 2 * input_form(z.conj())
-
-
-def complex_form(x: Tensor) -> Tensor:
-    """The complex tensor of a real form, without a copy: the way back from :func:`input_form`."""
-    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
-
-
 def add_direct(kernel: Tensor, direct: Tensor | None) -> Tensor:
     """Adds direct gains (C, H) to a response (C, H, L), as its value at lag zero: that saves a pass over the output."""
     if direct is None or not kernel.shape[-1]:
         return kernel
     zero = kernel.new_zeros(1, dtype=torch.long)
     return kernel.index_add(-1, zero, direct.to(kernel.dtype)[..., None])
-
-
-def add_rotation(A: Tensor, a: Tensor) -> Tensor:
-    """Adds the complex diagonal `a`, as blocks [[Re a, -Im a], [Im a, Re a]] on real-form states, to A in place."""
-    A.diagonal(dim1=-2, dim2=-1).add_(a.real.repeat_interleave(2, -1))
-    A[..., 0::2, 1::2].diagonal(dim1=-2, dim2=-1).sub_(a.imag)
-    A[..., 1::2, 0::2].diagonal(dim1=-2, dim2=-1).add_(a.imag)
-    return A
 
 
 def per_feature(x: Tensor, H: int) -> Tensor:
@@ -109,10 +80,10 @@ class Recurrence(NamedTuple):
         """From poles (G, N/2), columns (G, N, r), rows (G, r, N), input (G, N) and outputs (C, H, N) in float64."""
         H = c.shape[1]
         a, p, q, b = (per_feature(x, H) for x in (a, p, q, b))
-        observe = input_form(complex_form(c) * a.conj()) - torch.einsum("chn,hnr,hrm->chm", c, p, q)
+        observe = times_rows(c, a[None]) - torch.einsum("chn,hnr,hrm->chm", c, p, q)
         return cls(
             a,
-            torch.view_as_real(a),
+            to_pairs(a),
             torch.cat([observe, rearrange(q, "h r n -> r h n")]),
             torch.cat([b[None], -rearrange(p, "h n r -> r h n")]),
             (c * b).sum(-1).to(dtype),
@@ -135,10 +106,9 @@ class Recurrence(NamedTuple):
         return C, H, N
 
     def _rotated(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return torch.view_as_real(self.a * complex_form(x)).flatten(-2)
-        (a_re, a_im), (s_re, s_im) = self.parts.unbind(-1), x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([a_re * s_re - a_im * s_im, a_im * s_re + a_re * s_im], -1).flatten(-2)
+        if torch.compiler.is_compiling():
+            return multiply_interleaved(self.parts, x)
+        return interleaved(self.a * from_interleaved(x))
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (*, H) and state (*, H, N) to output (*, C, H) and the next state."""
