@@ -59,7 +59,7 @@ def test_three_scans_are_one(name):
 def test_gradients_agree_and_reach_every_parameter(name):
     """The gradients of forward, scan and steps are the same, and none is missing or zero."""
     layer = CAUSAL[name]().double().eval()
-    u = example_input(layer, 2, 29)
+    u = example_input(layer, 2, 140)  # More than one chunk of a scan.
     weight = torch.randn_like(layer(u))
 
     def gradients(y):
