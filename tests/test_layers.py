@@ -92,7 +92,7 @@ DEFAULTS = {
         "dropout": 0.0,
         "dtype": None,
     },
-    ssmkit.S4Block: {"layer": None, "glu": False, "ff": 2, "dropout": 0.0, "tie_dropout": False, "dtype": None},
+    ssmkit.S4Block: {"layer": S4, "glu": False, "ff": 2, "dropout": 0.0, "tie_dropout": False, "dtype": None},
     ssmkit.TiedDropout: {"p": 0.5},
     ssmkit.DownPool: {"pool": 4, "expand": 2, "dtype": None},
     ssmkit.UpPool: {"pool": 4, "expand": 2, "dtype": None},
