@@ -229,7 +229,7 @@ def test_a_gate_is_a_part_of_the_product_before_it_if_nothing_else_reads_that():
 @pytest.mark.parametrize("layer", [S4, S4D])
 @pytest.mark.parametrize("init", ["legs", "fout"])
 def test_blocks_of_fifteen_samples_over_slow_poles(layer, init):
-    """Whatever is made up for only now and then is made up for before a state is handed out."""
+    """A state that is handed out and taken back every 15 samples is as good as one that stays in the engine."""
     model = layer(3, 16, init=init, dt_min=1e-5, dt_max=2e-5)
     engine, u = Engine(model), torch.randn(6000, 3)
     state, out = model.initial_state(), []
