@@ -230,11 +230,19 @@ def test_slow_poles_are_as_good_as_in_float64(init):
 
 
 def test_silence_after_sound_is_not_slow():
-    """States that die out end at zero, not among the denormal numbers."""
-    stream = Engine(S4D(2, 8, init="real", dt_min=0.01, dt_max=0.1)).start()
+    """States that die out end at zero, long before they are denormal numbers."""
+    layer = S4D(2, 8, init="real", dt_min=0.01, dt_max=0.1)
+    stream = Engine(layer).start(state=layer.initial_state(dtype=torch.float64))
     stream.run(torch.randn(100, 2))
-    stream.run(torch.zeros(100_000, 2))
-    assert torch.equal(stream.state, torch.zeros(2, 8))
+    stream.run(torch.zeros(30_000, 2))
+    assert torch.equal(stream.state, torch.zeros(2, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [lambda: S4(3, 8), lambda: S4D(3, 8)])
+def test_float64_states_go_in_and_out_as_they_are(make):
+    layer = make()
+    state = torch.randn(2, 3, 8, dtype=torch.float64)
+    assert torch.equal(Engine(layer).start(2, state=state).state, state)
 
 
 def test_streams_run_beside_python_and_beside_each_other():
