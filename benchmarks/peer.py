@@ -17,7 +17,7 @@ def load(checkout: Path, module: str) -> Any:
     kept away from it, so that its pure torch code runs.
     """
     if not (checkout / "models" / "s4" / "s4.py").is_file():
-        raise FileNotFoundError(f"{checkout} holds no models/s4/s4.py; give a checkout of state-spaces/s4.")
+        sys.exit(f"{checkout} holds no models/s4/s4.py; give a checkout of state-spaces/s4.")
     utilities = types.ModuleType("pytorch_lightning.utilities")
     utilities.rank_zero_only = lambda f: f  # type: ignore[attr-defined]
     sys.modules.setdefault("pytorch_lightning", types.ModuleType("pytorch_lightning"))
@@ -28,5 +28,9 @@ def load(checkout: Path, module: str) -> Any:
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"the reference needs the package {error.name}, which is not installed; install it, or leave --peer out."
+        )
     finally:
         logging.disable(logging.NOTSET)

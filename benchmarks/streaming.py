@@ -56,8 +56,8 @@ class Config:
     """Measure the step under torch.compile too, which compiles for minutes."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     """Streams side by side, for the picture."""
-    out: Path = Path(__file__).parent / "results"
-    """Where the JSON goes."""
+    out: Path | None = None
+    """A folder for the JSON, the tables and the picture, instead of `benchmarks/results/` and the documentation."""
 
 
 MODELS: dict[str, Callable[[], Sequential]] = {
@@ -320,10 +320,12 @@ def main(config: Config) -> int:
         "sizes": sizes(config),
         "throughput": throughput(config),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    path = config.out / f"{results['date']}-streaming-cpu.json"
+    root = Path(__file__).parents[1]
+    folder, tables = (config.out, config.out) if config.out else (root / "benchmarks/results", root / "docs/_static")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{results['date']}-streaming-cpu.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
-    write(results, Path(__file__).parents[1] / "docs" / "_static" / "streaming-cpu")
+    write(results, tables / "streaming-cpu")
     print(path)
     return 0
 

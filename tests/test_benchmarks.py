@@ -58,3 +58,35 @@ def test_errors_are_measured(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every bound holds" in done.stdout
+
+
+def test_a_peer_that_cannot_be_loaded_gets_a_sentence(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "--lengths", "64", "--states", "16", "--peer", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 1
+    assert done.stderr == ". holds no models/s4/s4.py; give a checkout of state-spaces/s4.\n"
+
+    module = tmp_path / "models/s4/s4.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import a_package_that_nobody_has\n")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "the reference needs the package a_package_that_nobody_has, which is not installed; install it, or leave "
+        "--peer out.\n"
+    )
+
+
+def test_streams_are_measured_into_another_folder(tmp_path, monkeypatch):
+    import streaming
+
+    for part in ("latency", "sizes"):
+        monkeypatch.setattr(streaming, part, lambda *_: [])
+    monkeypatch.setattr(streaming, "generation", lambda *_: [])
+    monkeypatch.setattr(streaming, "throughput", lambda *_: [{"batch": 1, "program": 2.0, "step": 1.0}])
+    docs = BENCHMARKS.parent / "docs/_static"
+    before = {path: path.stat().st_mtime_ns for path in docs.iterdir()}
+    assert streaming.main(streaming.Config(out=tmp_path / "new")) == 0
+    suffixes = sorted(path.name.split("streaming-cpu")[1] for path in (tmp_path / "new").iterdir())
+    assert suffixes == ["-generation.csv", "-latency.csv", "-sizes.csv", ".json", ".svg", ".txt"]
+    assert before == {path: path.stat().st_mtime_ns for path in docs.iterdir()}
