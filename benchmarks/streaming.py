@@ -38,7 +38,7 @@ from sashimi.generation import Sampling, StepEngine
 from sashimi.model import sashimi
 from ssmkit import Sequential
 from ssmkit.streaming import Engine
-from ssmkit.streaming.kernels import FIELDS, Op
+from ssmkit.streaming.kernels import Op
 
 RATE = 16000
 """Samples per second of the audio that the models are for."""
@@ -167,7 +167,6 @@ def _read(weights: Any, segments: Any, length: Any) -> Any:
 
 def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
     """All coefficients, and of each instruction where they lie and once in how many samples they are read."""
-    column = {name: i for i, name in enumerate(FIELDS)}
     packed = {"weights": engine.weights, "poles": engine.poles.view(np.float32)}
     # Starts are counted in numbers of the array: a pole has the size of two weights.
     found: dict[str, list[tuple[int, int]]] = {"weights": [], "poles": []}
@@ -176,15 +175,15 @@ def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
         while at >= until[-1]:
             period.pop()
             until.pop()
-        op = line[column["op"]]
+        op = line["op"]
         if op == Op.FRAME:
-            period.append(period[-1] * int(line[column["c"]]))
-            until.append(int(line[column["d"]]))
+            period.append(period[-1] * int(line["pool"]))
+            until.append(int(line["skip_to"]))
         elif op not in (Op.ADD, Op.GLU):
             # Of an embedding a row is read, which counts as none.
-            found["weights"].append((int(line[column["weights"]]), 0 if op == Op.EMBED else period[-1]))
+            found["weights"].append((int(line["weights"]), 0 if op == Op.EMBED else period[-1]))
         if op == Op.SSM:
-            found["poles"].append((2 * int(line[column["poles"]]), period[-1]))
+            found["poles"].append((2 * int(line["poles"]), period[-1]))
     parts, offset = [], 0
     for name, array in packed.items():
         starts = [start for start, _ in found[name]]

@@ -11,7 +11,7 @@ import ssmkit
 from family import CAUSAL
 from ssmkit import S4, S4D, MultiRate, Residual, S4Block, Sequential, TiedDropout
 from ssmkit.streaming import Engine, kernels
-from ssmkit.streaming.kernels import FIELDS, Op
+from ssmkit.streaming.kernels import Op
 from ssmkit.testing import example_input, relative_error
 
 # Wider than a cache line, so that every thread of a team has a part; some parts end within a line.
@@ -53,15 +53,15 @@ def reach(line, phase, rank, team):
     """What a thread reads and what it writes in one instruction, as pairs of where it begins and where it ends."""
 
     def share(n):
-        return kernels._share(n, rank, team)
+        return kernels.share(n, rank, team)
 
-    op, source, target, n, m = Op(line["op"]), line["source"], line["target"], line["n"], line["m"]
+    op, source, target, n, m = Op(line["op"]), line["source"], line["target"], line["width"], line["outputs"]
     lo, hi = share(m if op in (Op.LINEAR, Op.EMBED) else n)
     mine, made = (source + lo, source + hi), (target + lo, target + hi)
     if op == Op.EMBED:
         return [], [made]
     if op == Op.LINEAR:
-        return [(source, source + n)], [made, *([(target + m + lo, target + m + hi)] if line["a"] else [])]
+        return [(source, source + n)], [made, *([(target + m + lo, target + m + hi)] if line["gated"] else [])]
     if op == Op.NORM:
         return [(source, source + n)], [made]
     if op == Op.ACTIVATE:
@@ -71,18 +71,18 @@ def reach(line, phase, rank, team):
     if op == Op.SOFTMAX:
         return ([], []) if rank else ([(source, source + n)], [(target, target + n)])
     if op in (Op.ADD, Op.MULTIPLY):
-        return [mine, (line["a"] + lo, line["a"] + hi)], [made]
+        return [mine, (line["other"] + lo, line["other"] + hi)], [made]
     if op == Op.COPY:
         return [mine], [made]
     if op == Op.SSM:
-        return [mine], [(made[0] + j * n, made[1] + j * n) for j in range(line["c"])]
+        return [mine], [(made[0] + j * n, made[1] + j * n) for j in range(line["channels"])]
     assert op == Op.FRAME
-    filling, emitting = line["a"] + phase * n, line["b"] + phase * n
+    filling, emitting = line["filling"] + phase * n, line["emitting"] + phase * n
     return [mine, (emitting + lo, emitting + hi)], [made, (filling + lo, filling + hi)]
 
 
 def instructions(engine):
-    return [dict(zip(FIELDS, map(int, line), strict=True)) for line in engine.table]
+    return [{name: int(line[name]) for name in line.dtype.names} for line in engine.table]
 
 
 def hazards(engine, table, team, samples=7):
@@ -112,7 +112,7 @@ def hazards(engine, table, team, samples=7):
 
     for _ in range(samples):
         wait()
-        inputs = [kernels._share(engine._source.width, rank, team) for rank in range(team)]
+        inputs = [kernels.share(engine._source.width, rank, team) for rank in range(team)]
         act("input", [([], [(engine._source.start + lo, engine._source.start + hi)]) for lo, hi in inputs])
         at = 0
         while at < len(table):
@@ -122,8 +122,8 @@ def hazards(engine, table, team, samples=7):
             phase = phases.get(line["counter"], 0)
             act(number, [reach(line, phase, rank, team) for rank in range(team)])
             if line["op"] == Op.FRAME:
-                phases[line["counter"]] = (phase + 1) % line["c"]
-                at = at if phase + 1 == line["c"] else line["d"]
+                phases[line["counter"]] = (phase + 1) % line["pool"]
+                at = at if phase + 1 == line["pool"] else line["skip_to"]
         wait()
     return found
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 import ssmkit
 from family import CAUSAL
 from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, SequenceLayer, Sequential, TiedDropout
-from ssmkit.streaming import Engine, kernels
+from ssmkit.streaming import Engine
+from ssmkit.streaming.kernels import functions, products, recurrences
 from ssmkit.streaming.lowering import MODULES
 from ssmkit.testing import example_input, relative_error
 
@@ -268,15 +269,15 @@ def test_hot_loops_are_vector_code():
     w, x, y = (np.ones(640, np.float32) for _ in range(3))
     one, states = np.float32(1), np.ones(640)
     loops = {
-        kernels._gelu: (x, y, one, one, one),
-        kernels._silu: (x, y, one, one, one),
-        kernels._gate: (x, y),
-        kernels._add: (w, x, y),
-        kernels._four: (w, w, w, w, x),
-        kernels._norm: (w, x[:128], y, 1, 0, 128),
-        kernels._rank_one: (states, w, states, 64, 1.0),
-        kernels._diagonal: (states, w, states, 64, 1.0),
-        kernels._turn: (states, w, states, 64, 1.0),
+        functions._gelu: (x, y, one, one, one),
+        functions._silu: (x, y, one, one, one),
+        functions.gate: (x, y),
+        functions.add: (w, x, y),
+        functions.norm: (w, x[:128], y, 1, 0, 128),
+        products._four: (w, w, w, w, x),
+        recurrences._rank_one: (states, w, states, 64, 1.0),
+        recurrences._diagonal: (states, w, states, 64, 1.0),
+        recurrences._step_modes: (states, w, states, 64, 1.0),
     }
     for loop, arguments in loops.items():
         loop(*arguments)
@@ -470,7 +471,7 @@ def test_a_machine_without_a_place_to_keep_what_is_compiled_will_do():
         "(getattr(c, 'CacheImpl', None) or c._CacheImpl)._locator_classes = []\n"
         "from ssmkit.streaming import kernels\n"
         "memory, states, counters = np.zeros((1, 16), np.float32), np.zeros((1, 16)), np.zeros(1, np.int64)\n"
-        "one, table = np.zeros((1, 0, 0), np.float32), np.zeros((0, len(kernels.FIELDS)), np.int64)\n"
+        "one, table = np.zeros((1, 0, 0), np.float32), np.zeros(0, kernels.INSTRUCTION)\n"
         "values = (table, memory[0], states[0], memory, states, counters)\n"
         "kernels.run(*values, 0, 0, counters[:, None], one, one, 0, 1, counters)"
     )

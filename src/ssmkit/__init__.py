@@ -1,5 +1,8 @@
 """Composable state-space layers for PyTorch, each one a convolution, a recurrence and a scan that agree to rounding."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import hippo as hippo
 from . import initializers as initializers
 from . import ops as ops
@@ -23,6 +26,9 @@ from .layers import TiedDropout as TiedDropout
 from .layers import UpPool as UpPool
 from .optim import param_groups as param_groups
 from .stepping import compile_step as compile_step
+
+if TYPE_CHECKING:
+    from . import streaming as streaming
 
 __version__ = "0.1.0"
 
@@ -51,3 +57,14 @@ __all__ = [
     "systems",
     "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It needs numba, which is optional and takes long to import.
+    if name == "streaming":
+        return importlib.import_module(".streaming", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "streaming"})

@@ -1,6 +1,6 @@
 """Streams in real time: causal models as compiled programs.
 
-Needs `numba`: ``pip install 'ssmkit[streaming]'``. Not imported with ssmkit; ``import ssmkit.streaming``.
+Needs `numba`: ``pip install 'ssmkit[streaming]'``. It is not imported before ``ssmkit.streaming`` is first used.
 """
 
 try:

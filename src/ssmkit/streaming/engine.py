@@ -23,14 +23,14 @@ __all__ = ["Engine", "Generated", "Stream"]
 
 
 class Generated(NamedTuple):
-    """What :meth:`Stream.generate` has drawn."""
+    """The samples that :meth:`Stream.generate` has drawn."""
 
     classes: Tensor
     """Shape :math:`(*, L)`."""
     nats: Tensor
     """Negative log-likelihood of each under the model, whatever the temperature, in float64; shape :math:`(*, L)`."""
     logits: Tensor
-    """What the model says of the next sample; shape :math:`(*, classes)`."""
+    """The model's logits for the next sample; shape :math:`(*, classes)`."""
 
 
 class Engine:
@@ -41,22 +41,23 @@ class Engine:
     the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back. Streams whose
     phases differ (:class:`ssmkit.MultiRate`) run in groups that agree.
 
-    Known are all causal layers of ssmkit and the position-wise modules of torch; a module of your own is refused. The
+    It takes all causal layers of ssmkit and the position-wise modules of torch, and refuses a module of your own. The
     program holds a copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout
-    does nothing. Gradients stop here. The first engine on a machine compiles, some twenty seconds long; the result
-    is kept on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
+    does nothing. No gradients flow through it. The first engine on a machine compiles, for some twenty seconds; the
+    result is kept on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
 
     An engine may be shared by threads: running writes to the stream alone, and releases Python's lock.
 
     Arguments:
         model: A causal model of width :math:`d_{input}`, or one that begins with an `nn.Embedding` and takes classes.
         system: What the model's `system()` returned; by default made on the spot.
-        threads: How many threads share the work: of several streams, the streams; of one, the rows of its products,
-            after each of which they wait for each other, so that a core that is busy with something else makes it
-            slower, not faster. By default one for one stream, and `torch.get_num_threads()` for several.
+        threads: How many threads share the work. They divide several streams among each other. Of one stream they
+            divide the rows of its products, and wait for each other after each, so that a core that is busy with
+            something else makes it slower, not faster. By default one for one stream, and `torch.get_num_threads()`
+            for several.
 
     Attributes:
-        table: The instructions, integers with the columns `FIELDS` of `ssmkit.streaming.kernels`.
+        table: The instructions, a structured array with the fields of `Instruction` in `ssmkit.streaming.kernels`.
         weights: The packed weights, float32.
         poles: The packed poles of the recurrences, float64.
 
@@ -86,7 +87,7 @@ class Engine:
         program = Program()
         with torch.no_grad():
             self._source = program.slot(model.d_input or 0)
-            # Every thread of a team copies its own part of the input: who reads the whole of it waits first.
+            # Every thread of a team copies its own part of the input.
             program.wrote(self._source)
             system = model.system() if system is None else system
             self._target, self._packing = lower(program, model, system, self._source)
@@ -98,14 +99,14 @@ class Engine:
         self._size, self._states, self._counters = program.size, program.states, program.counters
         self._classes = program.classes
         self._model_state = model.initial_state
-        # Compiles now, or reads what was compiled, so that no sample waits for it.
-        nobody = self.start(0)
+        # Compiles now, or loads what was compiled, so that no sample waits for it.
+        empty = self.start(0)
         if self._classes is None:
-            nobody.run(torch.zeros(0, 0, self._source.width))
+            empty.run(torch.zeros(0, 0, self._source.width))
         else:
-            nobody.run(torch.zeros(0, 0, dtype=torch.long))
+            empty.run(torch.zeros(0, 0, dtype=torch.long))
             if self._classes >= self.d_output:
-                nobody.generate(torch.zeros(0, self.d_output), torch.zeros(0, 0))
+                empty.generate(torch.zeros(0, self.d_output), torch.zeros(0, 0))
 
     @property
     def d_input(self) -> int | None:
@@ -118,7 +119,7 @@ class Engine:
         return self._target.width
 
     def start(self, *batch_shape: int, state: State | None = None) -> Stream:
-        """Starts streams that are kept in the engine's own layout, which saves the way there and back at every call.
+        """Starts streams that are kept in the engine's own layout, so that no call converts a state.
 
         Arguments:
             batch_shape: The batch axes.
@@ -164,7 +165,7 @@ class Engine:
         return u.shape[:-1]
 
     def _share_out(self, memory: Memory, work: Callable[..., None]) -> None:
-        """Runs compiled work on all threads: one stream as a team, several streams in parts."""
+        """Runs compiled work on all threads: for one stream as a team, and for several each on a part of them."""
         streams = len(memory.floats)
         alone = np.zeros(kernels.LANE, np.int64)
         threads = self._threads or (1 if streams == 1 else torch.get_num_threads())
@@ -184,7 +185,7 @@ class Engine:
                 (slice(lo, hi), Memory(memory.floats[lo:hi], memory.states[lo:hi], memory.counters.copy()), 0, 1, alone)
                 for lo, hi in zip(edges, edges[1:], strict=False)
             ]
-        # Threads of this call alone: those of a pool could be busy while the others of their team wait for them.
+        # New threads for every call: those of a pool could be busy while the others of their team wait for them.
         rest = [threading.Thread(target=work, args=part) for part in parts[1:]]
         for thread in rest:
             thread.start()
@@ -195,12 +196,12 @@ class Engine:
 
 
 class Stream:
-    """Streams of an :class:`Engine`, in its own layout; they move on in place.
+    """Streams of an :class:`Engine`, kept in its own layout and advanced in place.
 
     Made by :meth:`Engine.start`. A stream must not be run by two threads at a time.
 
     Attributes:
-        engine: What runs them.
+        engine: The engine that runs them.
         batch_shape: The batch axes.
 
     Example:
@@ -215,7 +216,7 @@ class Stream:
     def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State) -> None:
         self.batch_shape = torch.Size(batch_shape)
         self.engine = engine
-        # An odd number of cache lines: the same line of all streams shall not fall on one set of the cache.
+        # An odd number of cache lines, so that the same line of all streams does not fall on one set of the cache.
         row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
         streams, counters = prod(batch_shape), max(1, engine._counters)
         memory = Memory(
@@ -297,9 +298,9 @@ class Stream:
         """Draws samples and feeds each back, all in the compiled loop.
 
         Arguments:
-            logits: What the model said last, with shape :math:`(*, classes)`.
-            uniform: Numbers in [0, 1), one for every sample to draw, with shape :math:`(*, L)`, as of `torch.rand`
-                with a generator: the same numbers give the same samples, in one call or in several.
+            logits: The model's last output, with shape :math:`(*, classes)`.
+            uniform: Numbers in [0, 1), one for every sample to draw, with shape :math:`(*, L)`, for example from
+                `torch.rand` with a generator: the same numbers give the same samples, in one call or in several.
             temperature: Logits are divided by it; at 0 the likeliest class is taken.
             top_k: Draw from so many of the likeliest classes; 0 for all.
             top_p: Draw from the likeliest classes that together have this probability (nucleus sampling); 1 for all.

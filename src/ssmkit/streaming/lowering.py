@@ -1,7 +1,6 @@
 """The table of what can be lowered: for every kind of layer and module, the instructions that it becomes.
 
-One entry per kind, and none per architecture: an entry sees one module, its share of the system, and where its input
-lies.
+There is one entry per kind, and none per architecture: an entry sees one module, its system, and where its input lies.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _Module: TypeAlias = Callable[[Program, Any, Slot], Slot]
 _T = TypeVar("_T")
 
 LAYERS: dict[type[SequenceLayer], _Layer] = {}
-"""Sequence layers: from a program, the layer, its system and its input to its output and the place of its state."""
+"""Sequence layers: from a program, the layer, its system and its input to its output and the packing of its state."""
 
 MODULES: dict[type[nn.Module], _Module] = {}
 """Position-wise modules: from a program, the module and its input to its output."""
@@ -64,10 +63,10 @@ def lower(program: Program, layer: SequenceLayer, system: System, source: Slot) 
         source: Where its input lies.
 
     Returns:
-        Where its output lies, and how its state does.
+        Where its output lies, and how its state lies in the memory.
 
     Raises:
-        ValueError: If its kind is not in the table, or there is more to it than its kind says.
+        ValueError: If its kind is not in the table, or if it has forward hooks.
     """
     return _known(LAYERS, layer)(program, layer, system, source)
 
@@ -77,7 +76,7 @@ def _lower_module(program: Program, module: nn.Module, source: Slot) -> Slot:
 
 
 def _known(table: dict[Any, _T], module: nn.Module) -> _T:
-    # The very type: a subclass may do something else.
+    # A subclass is refused: it may compute something else.
     name = type(module).__name__
     if type(module) not in table:
         known = ", ".join(sorted(kind.__name__ for kind in (*LAYERS, *MODULES)))
@@ -106,7 +105,7 @@ def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tupl
 def _residual(program: Program, layer: Residual, system: System, source: Slot) -> tuple[Slot, Packing]:
     program.read_again.add(source)
     y, packing = _chain(program, layer, system, source)
-    return program.emit(Op.ADD, y, program.slot(y.width), other=source, n=y.width), packing
+    return program.emit(Op.ADD, y, program.slot(y.width), other=source, width=y.width), packing
 
 
 def _branches(program: Program, layer: Branches, system: System, source: Slot) -> tuple[list[Slot], Packing]:
@@ -123,7 +122,7 @@ def _branches(program: Program, layer: Branches, system: System, source: Slot) -
 def _product(program: Program, layer: Product, system: System, source: Slot) -> tuple[Slot, Packing]:
     (y, *others), packing = _branches(program, layer, system, source)
     for other in others:
-        y = program.emit(Op.MULTIPLY, y, program.slot(y.width), other=other, n=y.width)
+        y = program.emit(Op.MULTIPLY, y, program.slot(y.width), other=other, width=y.width)
     return y, packing
 
 
@@ -133,8 +132,8 @@ def _concatenate(program: Program, layer: Concatenate, system: System, source: S
     target = program.slot(sum(y.width for y in outputs))
     start = target.start
     for y in outputs:
-        # A thread owns other parts of the joined vector than of the vectors it is made of.
-        program.emit(Op.COPY, y, Slot(start, y.width), scattered=True, n=y.width)
+        # The parts of the joined vector that a thread owns are not those that it owns of the vectors before.
+        program.emit(Op.COPY, y, Slot(start, y.width), scattered=True, width=y.width)
         program.wrote(target, scattered=True)
         start += y.width
     return target, packing
@@ -160,7 +159,7 @@ def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tup
         return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
 
     state, target = program.state(H * N), program.slot(C * H)
-    # One feature after another, without gaps: lines of 16 numbers would begin anew with every feature.
+    # All features in one array: with an array for each, every feature would be filled up to whole cache lines.
     features = torch.cat([sorted_parts(recurrence.columns), sorted_parts(recurrence.rows)], -1)
     weights = program.hold(recurrence.direct, features)
     program.emit(
@@ -169,11 +168,11 @@ def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tup
         target,
         scattered=C > 1,
         weights=weights,
-        n=H,
-        a=state.start,
-        b=N // 2,
-        c=C,
-        d=rank,
+        width=H,
+        state=state.start,
+        modes=N // 2,
+        channels=C,
+        rank=rank,
         poles=program.hold_poles(recurrence.a),
     )
     return target, Recurrent(state, H)
@@ -185,10 +184,12 @@ def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot
     filling, emitting = program.slot(pool * d), program.slot(pool * d)
     counter = program.counter()
     y = program.slot(d)
-    program.emit(Op.FRAME, source, y, n=d, a=filling.start, b=emitting.start, c=pool, counter=counter)
+    program.emit(
+        Op.FRAME, source, y, width=d, filling=filling.start, emitting=emitting.start, pool=pool, counter=counter
+    )
     program.wrote(filling, scattered=True)
     with program.skipped_unless_full():
-        # A frame lies sample by sample here, and feature by feature in the weights of the pooling.
+        # In the memory a frame has samples outside and features inside; in the weights of the pooling, the other way.
         down, up = layer.down.linear, layer.up.linear
         before = down.weight.unflatten(1, (d, pool)).transpose(1, 2).flatten(1)
         after = up.weight.unflatten(0, (d, pool)).transpose(0, 1).flatten(0, 1)
@@ -205,7 +206,7 @@ def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot
 def _linear(program: Program, weight: Tensor, bias: Tensor | None, source: Slot, target: Slot) -> Slot:
     m, n = weight.shape
     weights = program.hold(weight.new_zeros(m) if bias is None else bias, weight)
-    return program.emit(Op.LINEAR, source, target, whole=True, weights=weights, n=n, m=m)
+    return program.emit(Op.LINEAR, source, target, whole=True, weights=weights, width=n, outputs=m)
 
 
 @_lowers(MODULES, nn.Sequential)
@@ -234,18 +235,18 @@ def _embedding(program: Program, module: nn.Embedding, source: Slot) -> Slot:
     if program.classes is not None or source.width:
         raise ValueError("Engine: an Embedding must be the first module of a model, where classes come in.")
     program.classes, m = module.num_embeddings, module.embedding_dim
-    return program.emit(Op.EMBED, source, program.slot(m), weights=program.hold(module.weight), m=m)
+    return program.emit(Op.EMBED, source, program.slot(m), weights=program.hold(module.weight), outputs=m)
 
 
 @_lowers(MODULES, nn.LayerNorm, nn.RMSNorm)
 def _norm(program: Program, module: nn.LayerNorm | nn.RMSNorm, source: Slot) -> Slot:
     n = source.width
-    centre = isinstance(module, nn.LayerNorm)
+    centred = isinstance(module, nn.LayerNorm)
     gain = torch.ones(n) if module.weight is None else module.weight
     bias = getattr(module, "bias", None)
     eps = torch.finfo(gain.dtype).eps if module.eps is None else module.eps
     weights = program.hold(torch.tensor([eps]), gain, gain.new_zeros(n) if bias is None else bias)
-    return program.emit(Op.NORM, source, program.slot(n), whole=True, weights=weights, n=n, a=centre)
+    return program.emit(Op.NORM, source, program.slot(n), whole=True, weights=weights, width=n, centred=centred)
 
 
 @_lowers(MODULES, nn.GLU)
@@ -253,7 +254,7 @@ def _glu(program: Program, module: nn.GLU, source: Slot) -> Slot:
     n = source.width // 2
     if program.gate(source, n):
         return Slot(source.start, n)
-    return program.emit(Op.GLU, source, program.slot(n), whole=True, n=n)
+    return program.emit(Op.GLU, source, program.slot(n), whole=True, width=n)
 
 
 @_lowers(MODULES, nn.Softmax, nn.Softmin, nn.LogSoftmax)
@@ -261,12 +262,12 @@ def _softmax(program: Program, module: nn.Module, source: Slot) -> Slot:
     n, sign = source.width, -1 if isinstance(module, nn.Softmin) else 1
     logarithm = isinstance(module, nn.LogSoftmax)
     target = program.slot(n)
-    return program.emit(Op.SOFTMAX, source, target, whole=True, scattered=True, n=n, a=sign, b=logarithm)
+    return program.emit(Op.SOFTMAX, source, target, whole=True, scattered=True, width=n, sign=sign, logarithm=logarithm)
 
 
 _INFINITY = float("inf")
 
-# What torch computes, as a function of Activation with its parameters.
+# Each module as an Activation with its parameters.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[Activation, tuple[float, ...]]]] = {
     nn.CELU: lambda f: (Activation.ELU, (1.0, f.alpha, f.alpha)),
     nn.ELU: lambda f: (Activation.ELU, (1.0, f.alpha, 1.0)),
@@ -295,6 +296,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[Activation, tuple[floa
 
 @_lowers(MODULES, *_ACTIVATIONS)
 def _activation(program: Program, module: nn.Module, source: Slot) -> Slot:
-    kind, parameters = _ACTIVATIONS[type(module)](module)
+    function, parameters = _ACTIVATIONS[type(module)](module)
     weights = program.hold(torch.tensor([*parameters, 0.0, 0.0, 0.0]))
-    return program.emit(Op.ACTIVATE, source, program.slot(source.width), weights=weights, n=source.width, a=kind)
+    target = program.slot(source.width)
+    return program.emit(Op.ACTIVATE, source, target, weights=weights, width=source.width, function=function)

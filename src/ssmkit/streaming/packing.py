@@ -28,7 +28,7 @@ class Memory(NamedTuple):
     states: np.ndarray
     """States of recurrences, float64; shape (streams, states)."""
     counters: np.ndarray
-    """Phases of frames; shape (streams, counters), and (counters) while streams that agree in them run."""
+    """Phases of frames; shape (streams, counters), or (counters) for streams that agree in them."""
 
 
 class Slot(NamedTuple):
@@ -49,7 +49,7 @@ class Packing(Protocol):
         """Writes a state to the memory."""
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Reads it back, in the dtype and on the device of another one."""
+        """Reads a state from the memory, with dtypes and devices of the state `like`."""
 
 
 def _write(state: State, shape: Sequence[int], batch: Sequence[int]) -> np.ndarray:
@@ -64,10 +64,10 @@ def _read(x: np.ndarray, like: State, batch: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Nothing:
-    """No memory."""
+    """The state of a layer without memory, `()`."""
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Writes nothing."""
+        """Checks the state; there is nothing to write."""
         no_state("Engine", state)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
@@ -77,19 +77,19 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Complex states (H, N/2): interleaved outside, all real parts of a feature before its imaginary ones inside."""
+    """Complex states (H, N/2): interleaved in the layer's state, real parts before imaginary parts in the memory."""
 
     slot: Slot
     features: int
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Sorts real and imaginary parts."""
+        """Writes real parts before imaginary parts."""
         size = self.slot.width // self.features
         x = _write(state, (self.features, size), batch).reshape(prod(batch), self.features, size // 2, 2)
         self.slot.of(memory.states).reshape(len(x), self.features, 2, size // 2)[...] = x.swapaxes(2, 3)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Interleaves them."""
+        """Interleaves real and imaginary parts."""
         size = self.slot.width // self.features
         x = self.slot.of(memory.states).reshape(prod(batch), self.features, 2, size // 2).swapaxes(2, 3)
         return _read(x.reshape(prod(batch), self.features, size), like, batch)
@@ -97,22 +97,25 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor that the program does not read: it goes through."""
+    """A tensor that the program neither reads nor writes, such as the mask of a tied dropout."""
 
     slot: Slot
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Writes it."""
+        """Writes the tensor."""
         self.slot.of(memory.floats)[...] = _write(state, (self.slot.width,), batch)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Reads it."""
+        """Reads the tensor."""
         return _read(self.slot.of(memory.floats), like, batch)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The frame being filled, from its end outside and from its beginning inside; the one being emitted; the phase."""
+    """The state of a :class:`ssmkit.MultiRate`: the frame being filled, the one being emitted, phase and inner state.
+
+    The samples of the frame being filled are at its end in the layer's state, and at its beginning in the memory.
+    """
 
     layer: MultiRate
     filling: Slot
@@ -137,7 +140,7 @@ class Frames:
         self.inner.pack(inner, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Moves them back to its end."""
+        """Moves the samples of the frame being filled back to its end."""
         filling, emitting, _, inner = cast(tuple[Tensor, Tensor, State, State], like)
         pool, phases = self.layer.pool, memory.counters[:, self.counter]
         place = np.arange(pool) + phases[:, None]
@@ -160,12 +163,12 @@ class Together:
     parts: tuple[Packing, ...]
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Writes all of them."""
+        """Writes the states of all layers."""
         for part, (_, _, layer_state) in zip(self.parts, self.layer.shares(None, state), strict=True):
             part.pack(layer_state, batch, memory)
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Reads all of them."""
+        """Reads the states of all layers."""
         return tuple(
             part.unpack(child, batch, memory)
             for part, child in zip(self.parts, cast(tuple[State, ...], like), strict=True)

@@ -1,4 +1,4 @@
-"""Programs: what a model is lowered to."""
+"""A program while it is written: instructions, weights, and the plan of its memory."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import FIELDS, LANE, Op, lines
+from .kernels import INSTRUCTION, LANE, Instruction, Op, lines
 from .packing import Slot
 
 __all__ = ["Program"]
 
 
 class Program:
-    """A program being written: instructions, packed weights, and a plan of the memory."""
+    """A program that is being written."""
 
     def __init__(self) -> None:
-        self._table: list[list[int]] = []
+        self._table: list[Instruction] = []
         self._weights: list[np.ndarray] = []
         self._held = 0
         self._poles: list[np.ndarray] = []
         self._poles_held = 0
-        # What threads of a team have written since they last waited for each other, and of that, what each has not
-        # written in the part that it owns.
+        # Where the vectors begin that the threads of a team have written since they last waited for each other. Each
+        # thread owns a part of every vector. A vector is scattered if a thread has written outside its own part.
         self._unseen: set[int] = set()
         self._scattered: set[int] = set()
         self.read_again: set[Slot] = set()
-        """What is read once more after the instruction that follows."""
+        """Vectors that more than one instruction reads."""
         self.size = 0
         """Float32 numbers of memory that a stream needs."""
         self.states = 0
@@ -40,7 +40,7 @@ class Program:
         """How many classes there are, if classes come in."""
 
     def hold(self, *arrays: Tensor) -> int:
-        """Packs weights, each from a cache line on; returns where the first begins."""
+        """Packs weights, each from the beginning of a cache line on; returns where the first begins."""
         start = self._held
         for array in arrays:
             flat = array.detach().to("cpu", torch.float32).reshape(-1).numpy()
@@ -63,7 +63,7 @@ class Program:
         return start
 
     def state(self, width: int) -> Slot:
-        """Plans a vector in the states."""
+        """Plans a vector among the states."""
         slot = Slot(self.states, width)
         self.states += width
         return slot
@@ -89,53 +89,61 @@ class Program:
         Arguments:
             op: What to do.
             source, target: What it reads and what it writes.
-            other: A second source, as field `a`.
-            whole: Whether a thread of a team reads more than the part that it owns.
-            scattered: Whether a thread writes another part than it owns.
-            fields: The other fields.
+            other: A second source.
+            whole: Whether a thread of a team reads parts that other threads own.
+            scattered: Whether a thread writes parts that other threads own.
+            fields: The other fields of :class:`~.kernels.Instruction` that its kind uses.
 
         Returns:
             The target.
         """
         reads = {source.start}
         if other is not None:
-            fields["a"] = other.start
+            fields["other"] = other.start
             reads.add(other.start)
         wait = not reads.isdisjoint(self._unseen if whole else self._scattered)
         if wait:
             self._unseen.clear()
             self._scattered.clear()
         self.wrote(target, scattered)
-        values = {"op": op, "wait": wait, "source": source.start, "target": target.start, **fields}
-        self._table.append([int(values.get(name, 0)) for name in FIELDS])
+        self._table.append(Instruction(op, wait, source.start, target.start, **fields))
         return target
 
     def gate(self, slot: Slot, width: int) -> bool:
-        """Puts a gated linear unit into the linear map that has just written its input, if nothing else reads that."""
-        line = dict(zip(FIELDS, self._table[-1], strict=True)) if self._table else {}
-        if line.get("op") != Op.LINEAR or line["target"] != slot.start or line["a"] or slot in self.read_again:
+        """Makes a gated linear unit a part of the linear map that has just written its input.
+
+        Arguments:
+            slot: The input of the unit.
+            width: The width of its output.
+
+        Returns:
+            Whether it could be done: not if something else wrote the input, or reads it too.
+        """
+        line = self._table[-1] if self._table else None
+        if line is None or line.op != Op.LINEAR or line.target != slot.start or line.gated or slot in self.read_again:
             return False
-        self._table[-1] = list({**line, "m": width, "a": 1}.values())
+        self._table[-1] = line._replace(outputs=width, gated=1)
         return True
 
     def wrote(self, slot: Slot, scattered: bool = False) -> None:
-        """Says that the instruction written last writes to a slot."""
+        """Notes that the threads of a team have just written to a slot, each one its part."""
         self._unseen.add(slot.start)
         if scattered:
             self._scattered.add(slot.start)
 
     @contextmanager
     def skipped_unless_full(self) -> Iterator[None]:
-        """What is written inside belongs to the :attr:`Op.FRAME` before, and is skipped while its frame is not full."""
-        frame, before = self._table[-1], (self._unseen.copy(), self._scattered.copy())
+        """The instructions inside are skipped while the frame of the :attr:`Op.FRAME` just before is not full."""
+        at, before = len(self._table) - 1, (self._unseen.copy(), self._scattered.copy())
         yield
-        frame[FIELDS.index("d")] = len(self._table)
+        self._table[at] = self._table[at]._replace(skip_to=len(self._table))
+        # They have run or they have not, so that what either way leaves unseen is unseen.
         self._unseen |= before[0]
         self._scattered |= before[1]
 
     def table(self) -> np.ndarray:
-        """The instructions, with the columns :data:`FIELDS`."""
-        return np.array(self._table, np.int64).reshape(-1, len(FIELDS))
+        """The instructions, in an array of :data:`~.kernels.INSTRUCTION`."""
+        return np.array(self._table, INSTRUCTION)
 
     def weights(self) -> np.ndarray:
         """All weights, float32, in the order in which the instructions read them."""
