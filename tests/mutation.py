@@ -58,6 +58,7 @@ TESTS = {
     "layers/": LAYERS,
     "optim.py": ["tests/test_optim.py"],
     "stepping.py": ["tests/test_stepping.py"],
+    "streaming/kernels/compiling.py": [*ENGINE, "tests/test_cache.py"],
     "testing.py": ["tests/test_testing.py"],
     "streaming/": ENGINE,
 }
@@ -175,7 +176,7 @@ def survives(folder, file, limit):
     if status(folder, ["tests/test_kernels.py"], limit, NUMBA_DISABLE_JIT="1"):
         return False
     with tempfile.TemporaryDirectory() as cache:
-        return status(folder, ENGINE, limit, NUMBA_CACHE_DIR=cache) == 0
+        return status(folder, tests_of(file), limit, NUMBA_CACHE_DIR=cache) == 0
 
 
 def main():

@@ -458,11 +458,25 @@ def test_wrong_arguments_are_answered(speaker):
             engine.start().generate(torch.zeros(20), torch.rand(5), **option)
 
 
-def test_without_numba_the_error_says_what_to_install():
-    program = "import sys; sys.modules['numba'] = None; import ssmkit; print('quiet'); import ssmkit.streaming"
+@pytest.mark.parametrize("use", ["import ssmkit.streaming", "from ssmkit.streaming import Engine", "ssmkit.streaming"])
+def test_without_numba_the_error_says_what_to_install(use):
+    program = f"import sys; sys.modules['numba'] = None; import ssmkit; print('quiet'); {use}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "quiet\n"
-    assert "pip install 'ssmkit[streaming]'" in done.stderr.splitlines()[-1]
+    sentence = "ssmkit.streaming needs numba, which is an optional part of ssmkit: pip install 'ssmkit[streaming]'"
+    assert done.stderr.splitlines()[-1] == f"ImportError: {sentence}"
+
+
+def test_streaming_is_imported_when_it_is_first_used():
+    program = (
+        "import sys, ssmkit\n"
+        "print('streaming' in dir(ssmkit), 'S4' in dir(ssmkit), 'numba' in sys.modules)\n"
+        "print(ssmkit.streaming.Engine.__name__, 'numba' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True False\nEngine True\n"
+    with pytest.raises(AttributeError, match="module 'ssmkit' has no attribute 'nothing'"):
+        _ = ssmkit.nothing
 
 
 def test_a_machine_without_a_place_to_keep_what_is_compiled_will_do():

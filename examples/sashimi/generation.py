@@ -72,7 +72,7 @@ class Block(NamedTuple):
     """After the last sample."""
 
 
-class Engine(Protocol):
+class SamplingEngine(Protocol):
     """Runs a network from sample to sample. Others can take the place of :class:`StepEngine` in all that follows."""
 
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
@@ -84,12 +84,12 @@ class ProgramEngine:
     """The network as a compiled program, sampling included: on the CPU, and with states of the CPU."""
 
     def __init__(self, model: Sequential, threads: int | None = None) -> None:
-        from ssmkit.streaming import Engine as Compiled
+        from ssmkit import streaming
 
-        self.program = Compiled(model.eval(), threads=threads)
+        self.program = streaming.Engine(model.eval(), threads=threads)
 
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
-        """See :class:`Engine`."""
+        """See :class:`SamplingEngine`."""
         stream = self.program.start(len(logits), state=state)
         made = stream.generate(
             logits, uniform, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
@@ -107,7 +107,7 @@ class StepEngine:
 
     @torch.inference_mode()
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
-        """See :class:`Engine`."""
+        """See :class:`SamplingEngine`."""
         classes, said = [], []
         onednn: Any = torch.backends.mkldnn
         before = onednn.enabled
@@ -125,7 +125,7 @@ class StepEngine:
         return Block(drawn, nats / math.log(2), logits, state)
 
 
-ENGINES: dict[str, Callable[[Sequential, int | None], Engine]] = {
+ENGINES: dict[str, Callable[[Sequential, int | None], SamplingEngine]] = {
     "program": ProgramEngine,
     "compile": lambda model, threads: StepEngine(model, compiled=True),
     "step": lambda model, threads: StepEngine(model),
@@ -133,7 +133,7 @@ ENGINES: dict[str, Callable[[Sequential, int | None], Engine]] = {
 """The engines by name."""
 
 
-def make_engine(model: Sequential, name: str = "auto", threads: int | None = None) -> Engine:
+def make_engine(model: Sequential, name: str = "auto", threads: int | None = None) -> SamplingEngine:
     """The engine of that name; by `"auto"` a compiled program on a CPU, and the network's own `step` elsewhere.
 
     Raises:
@@ -170,7 +170,7 @@ def prime(model: Sequential, prompt: Tensor, batch: int = 1, seed: int = 0, wind
 
 
 def generate(
-    engine: Engine, streams: Streams, length: int, sampling: Sampling, *, block: int = 800
+    engine: SamplingEngine, streams: Streams, length: int, sampling: Sampling, *, block: int = 800
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Continues streams, block by block; after each, `streams` is where it ends.
 

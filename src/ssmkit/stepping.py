@@ -30,11 +30,11 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
 
     The system is closed over as a constant. The layers between two changes of the rate are compiled as one; the phases
     of :class:`ssmkit.MultiRate`, which are Python integers, stay outside, so that nothing is compiled again once every
-    tier has run, which is after one frame of the slowest. The first steps compile, some seconds for each tier, and so
-    do those of a batch of another size. Where rows have phases of their own, each tier runs at every sample.
+    tier has run, which is after one frame of the slowest. The first steps compile, for some seconds in each tier, and
+    so do those of a batch of another size. Where rows have phases of their own, each tier runs at every sample.
 
-    It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, and knows the kinds of
-    layers in its table alone.
+    It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, but it takes only the
+    kinds of layers in its table.
 
     Where there is no compiler for the device (a C++ compiler for a CPU), it warns and returns the model's own step.
 
@@ -82,7 +82,7 @@ def _compiled(layer: SequenceLayer, system: System) -> Step:
     def segment(u: Tensor, state: State) -> tuple[Tensor, State]:
         return layer.step(u, state, system)
 
-    # torch.compile keeps what it has compiled by code object, and gives up after a few for one.
+    # torch.compile counts what it compiles for one code object, and stops after a few.
     code = segment.__code__.replace(co_name=f"segment_{next(_numbers)}")
     own = types.FunctionType(code, segment.__globals__, closure=segment.__closure__)
     return cast(Step, torch.compile(own, dynamic=False))
@@ -93,7 +93,7 @@ def _changes_rate(layer: nn.Module) -> bool:
 
 
 def _plan(layer: SequenceLayer, system: System) -> Step:
-    """The step of a layer, of compiled parts that are as large as can be."""
+    """The step of a layer, made of compiled parts that are as large as possible."""
     if not _changes_rate(layer):
         return _compiled(layer, system)
     if isinstance(layer, MultiRate):
@@ -102,7 +102,7 @@ def _plan(layer: SequenceLayer, system: System) -> Step:
         return _plan_chain(layer, system)
     if isinstance(layer, Branches):
         return _plan_branches(layer, system)
-    # A layer of the user's own that changes the rate inside: what it does with phases is not known here.
+    # A layer of the user's own with a MultiRate inside: where the phases stand in its state is not known.
     return functools.partial(layer.step, system=system)
 
 
@@ -111,8 +111,7 @@ def _plan_multi_rate(layer: MultiRate, system: System) -> Step:
 
     def step(u: Tensor, state: State) -> tuple[Tensor, State]:
         y, new = layer.step_by(inside, u, state)
-        # A sample of a frame has strides that depend on how the frame was made, and for each what follows would be
-        # compiled again.
+        # The strides of a sample depend on how its frame was made, and other strides would compile the rest again.
         return y.contiguous(), new
 
     return step
@@ -153,7 +152,7 @@ def _plan_branches(layer: Branches, system: System) -> Step:
 
 
 def _alone(step: Step) -> Step:
-    """A step on the state of one child, as one on the tuple of one."""
+    """Makes a step that takes and gives a tuple with one state of one that takes and gives that state."""
 
     def tupled(u: Tensor, state: Any) -> tuple[Tensor, State]:
         y, new = step(u, state[0])

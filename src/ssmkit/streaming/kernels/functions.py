@@ -223,7 +223,7 @@ def softmax(x: Any, y: Any, sign: Any, logarithm: Any) -> None:
         top = max(top, sign * x[i])
     exact = 0.0
     for i in range(x.size):
-        exact += _F(math.exp(sign * x[i] - top))
+        exact += math.exp(sign * x[i] - top)
     total = _F(exact)
     for i in range(x.size):
         shifted = sign * x[i] - top
