@@ -137,7 +137,7 @@ class Program:
         at, before = len(self._table) - 1, (self._unseen.copy(), self._scattered.copy())
         yield
         self._table[at] = self._table[at]._replace(skip_to=len(self._table))
-        # They have run or they have not, so that what either way leaves unseen is unseen.
+        # The instructions inside may have been skipped, and with them their waits.
         self._unseen |= before[0]
         self._scattered |= before[1]
 
