@@ -102,7 +102,7 @@ _NAMES = {
     "Iterable": "collections.abc.Iterable",
     "Measure": "ssmkit.hippo.legs",  # a function like it
     "Real": "numpy.typing.NDArray",
-    "Recurrence": "ssmkit.systems.DiscreteDPLR.step",  # what it is for
+    "StepCoefficients": "ssmkit.systems.DiscreteDPLR.step",  # what it is for
     "Sequence": "collections.abc.Sequence",
     "State": "ssmkit.states.State",
     "System": "ssmkit.SequenceLayer.system",  # what it returns
@@ -113,7 +113,7 @@ _NAMES = {
 for _module in (ssmkit, ssmkit.hippo, ssmkit.initializers, ssmkit.systems):
     for _name in _module.__all__:
         if inspect.isclass(getattr(_module, _name)):
-            _NAMES[_name] = f"{_module.__name__}.{_name}"
+            _NAMES.setdefault(_name, f"{_module.__name__}.{_name}")
 
 
 def source_signature(

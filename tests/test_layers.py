@@ -103,9 +103,9 @@ DEFAULTS = {
     ssmkit.hippo.low_rank_correction: {"measure": None},
     ssmkit.states.move: {"dtype": None},
     ops.krylov: {"dtype": None},
-    ssmkit.systems.Diagonal.discretize: {"method": "zoh", "dtype": torch.float32},
-    ssmkit.systems.DPLR.discretize: {"dtype": torch.float32},
-    ssmkit.systems.Dense.discretize: {"method": "bilinear", "dtype": None},
+    ssmkit.systems.Diagonal.discretize: {"method": "zoh", "dtype": torch.float32, "D": None},
+    ssmkit.systems.DPLR.discretize: {"dtype": torch.float32, "D": None},
+    ssmkit.systems.Dense.discretize: {"method": "bilinear", "dtype": None, "D": None},
 }
 
 
@@ -349,10 +349,32 @@ BAD = {
     "system of another size": (
         lambda c: c(4).scan(torch.randn(2, 9, 4), c(4).initial_state(2), c(4, 8).system()),
         ValueError,
-        r"`system` must be what this layer's `system\(\)` returns.*\(1, 4, 64\), got .*\(1, 4, 8\)",
+        r"`system` must be what this layer's `system\(\)` returns.*state \(4, 64\), got .*state \(4, 8\)",
     ),
     "system of another kind": (
         lambda c: c(4)(torch.randn(2, 9, 4), (S4D if c is S4 else S4)(4).system()),
+        ValueError,
+        "`system` must be what this layer's",
+    ),
+    "system of a causal layer": (
+        lambda c: c(4, bidirectional=True)(torch.randn(2, 9, 4), c(4).system()),
+        ValueError,
+        r"`system` must be what this layer's .* a TwoSided of widths 4 and 4 and no state, got .* state \(4, 64\)",
+    ),
+    "system that looks ahead": (
+        lambda c: c(4).scan(torch.randn(2, 9, 4), c(4).initial_state(2), c(4, bidirectional=True).system()),
+        ValueError,
+        "`system` must be what this layer's .* got a TwoSided of widths 4 and 4 and no state",
+    ),
+    "both ways, of another size": (
+        lambda c: c(4, bidirectional=True)(torch.randn(2, 9, 4), c(4, 8, bidirectional=True).system()),
+        ValueError,
+        "`system` must be what this layer's",
+    ),
+    "both ways, of another kind": (
+        lambda c: c(4, bidirectional=True)(
+            torch.randn(2, 9, 4), (S4D if c is S4 else S4)(4, bidirectional=True).system()
+        ),
         ValueError,
         "`system` must be what this layer's",
     ),

@@ -198,12 +198,12 @@ def test_second_derivatives():
     A, b, c = contraction(2, N=3), torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
     system = (A.requires_grad_(), b, c.requires_grad_())
     assert torch.autograd.gradgradcheck(lambda A, b, c: ops.krylov(A, b, c, 7), system)
-    advance = {False: torch.randn(2, 3, 3), True: torch.randn(2, 1, 3, dtype=torch.complex64)}
-    for is_complex, power in advance.items():
-        dtype = torch.complex128 if is_complex else torch.float64
-        added, state = torch.randn(2, 4, 1, 3, dtype=dtype), torch.randn(2, 1, 3, dtype=dtype)
-        carried = (added.requires_grad_(), state.requires_grad_(), power.to(dtype).requires_grad_())
-        assert torch.autograd.gradgradcheck(lambda r, x, p: _Carry.apply(r, x, p, False), carried)
+    poles, matrix = torch.randn(2, 1, 2, dtype=torch.complex128), torch.randn(2, 4, 4, dtype=torch.float64)
+    for power in ((poles, None), (None, matrix), (poles, matrix)):
+        added, state = torch.randn(2, 4, 1, 4, dtype=torch.float64), torch.randn(2, 1, 4, dtype=torch.float64)
+        carried = [x if x is None else x.requires_grad_() for x in (added, state, *power)]
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert check(lambda r, x, p, m: _Carry.apply(r, x, p, m, False), carried)
     assert torch.autograd.gradgradcheck(ops.cauchy, (v.requires_grad_(), z.requires_grad_(), w.requires_grad_()))
 
 

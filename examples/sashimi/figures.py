@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ssmkit import SequenceLayer
-from ssmkit.layers.ssm import SSMLayer
+from ssmkit.layers.featurewise import FeaturewiseLayer
 from ssmkit.systems import DiscreteDiagonal
 
 
@@ -93,8 +93,8 @@ class Tap:
     """A state-space layer in a network, before and after training."""
 
     name: str
-    before: SSMLayer
-    after: SSMLayer
+    before: FeaturewiseLayer
+    after: FeaturewiseLayer
     sample_rate: float
     """At which the layer runs, in Hz."""
 
@@ -103,7 +103,7 @@ def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequen
     """The last state-space layer of every tier."""
     found: dict[int, Tap] = {}
     for (name, old), (_, new) in zip(before.named_modules(), after.named_modules(), strict=True):
-        if isinstance(old, SSMLayer) and isinstance(new, SSMLayer):
+        if isinstance(old, FeaturewiseLayer) and isinstance(new, FeaturewiseLayer):
             tier = int(np.log2(old.d_model / d_model))
             rate = sample_rate / int(np.prod(pool[:tier]))
             found[tier] = Tap(f"tier {tier + 1}: {name}", old, new, rate)
@@ -111,7 +111,7 @@ def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequen
 
 
 @torch.no_grad()
-def _time_scales(layer: SSMLayer) -> np.ndarray:
+def _time_scales(layer: FeaturewiseLayer) -> np.ndarray:
     """Samples in which each mode decays to 1/e."""
     system = layer.system()
     poles = system.a if isinstance(system, DiscreteDiagonal) else torch.linalg.eigvals(system.dense.A)

@@ -22,6 +22,7 @@ from .layers import Residual as Residual
 from .layers import S4Block as S4Block
 from .layers import SequenceLayer as SequenceLayer
 from .layers import Sequential as Sequential
+from .layers import StateSpaceLayer as StateSpaceLayer
 from .layers import TiedDropout as TiedDropout
 from .layers import UpPool as UpPool
 from .optim import param_groups as param_groups
@@ -46,6 +47,7 @@ __all__ = [
     "S4Block",
     "SequenceLayer",
     "Sequential",
+    "StateSpaceLayer",
     "TiedDropout",
     "UpPool",
     "compile_step",

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from . import systems
 from .layers import MultiRate, Sequential
 from .layers.base import SequenceLayer, System, refuse_forward_only
 from .layers.branches import Branches
@@ -59,6 +60,7 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
         refuse_forward_only("compile_step", "step", model)
     with torch.no_grad():
         system = model.system() if system is None else system
+        _prepare(system)
     device = next((tensor.device.type for tensor in model.parameters()), "cpu")
     if reason := _missing_compiler(device):
         warnings.warn(
@@ -66,6 +68,14 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
         )
         return torch.no_grad()(functools.partial(model.step, system=system))
     return torch.no_grad()(_plan(model, system))
+
+
+def _prepare(system: System) -> None:
+    """Makes what steps need of every system in a tree: while compiling nothing is kept, and each step would make it."""
+    for child in system if isinstance(system, tuple) else ():
+        _prepare(child)
+    if isinstance(system, systems.System):
+        system.prepare()
 
 
 @functools.cache

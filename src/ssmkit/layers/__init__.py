@@ -15,6 +15,7 @@ from .pooling import MultiRate as MultiRate
 from .pooling import UpPool as UpPool
 from .s4 import S4 as S4
 from .s4d import S4D as S4D
+from .statespace import StateSpaceLayer as StateSpaceLayer
 
 __all__ = [
     "S4",
@@ -30,6 +31,7 @@ __all__ = [
     "S4Block",
     "SequenceLayer",
     "Sequential",
+    "StateSpaceLayer",
     "TiedDropout",
     "UpPool",
 ]

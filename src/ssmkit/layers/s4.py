@@ -11,13 +11,13 @@ from .. import _checks
 from ..initializers import Init, poles
 from ..ops.complex import to_pairs
 from ..systems import DPLR, DiscreteDPLR
-from .ssm import SSMLayer, pair
+from .featurewise import FeaturewiseLayer, pair
 
 __all__ = ["S4"]
 
 
 @final
-class S4(SSMLayer):
+class S4(FeaturewiseLayer):
     r"""Structured state-space layer (S4) with a diagonal-plus-low-rank state matrix.
 
     Each of the :math:`H` features is filtered by its own linear system
@@ -145,5 +145,5 @@ class S4(SSMLayer):
         with torch.no_grad():
             self.P.copy_(to_pairs(start.P).expand_as(self.P))
 
-    def _discretize(self, dt: Tensor, dtype: torch.dtype) -> DiscreteDPLR:
-        return DPLR(self._poles, pair(self.P), pair(self.B), pair(self.C)).discretize(dt, dtype)
+    def _discretize(self, dt: Tensor, dtype: torch.dtype, D: Tensor) -> DiscreteDPLR:
+        return DPLR(self._poles, pair(self.P), pair(self.B), pair(self.C)).discretize(dt, dtype, D)

@@ -11,13 +11,13 @@ from .. import _checks
 from ..initializers import Init, poles
 from ..systems import Diagonal, DiscreteDiagonal
 from ..systems.diagonal import DISCRETIZATIONS, Discretization
-from .ssm import SSMLayer, pair
+from .featurewise import FeaturewiseLayer, pair
 
 __all__ = ["S4D"]
 
 
 @final
-class S4D(SSMLayer):
+class S4D(FeaturewiseLayer):
     r"""Diagonal state-space layer (S4D).
 
     Each of the :math:`H` features is filtered by its own linear system
@@ -117,5 +117,5 @@ class S4D(SSMLayer):
         start = poles("S4D", self.init, self.d_state, rank=0)
         self._reset_shared(start.Lambda, start.B)
 
-    def _discretize(self, dt: Tensor, dtype: torch.dtype) -> DiscreteDiagonal:
-        return Diagonal(self._poles, pair(self.B), pair(self.C)).discretize(dt, self.discretization, dtype)
+    def _discretize(self, dt: Tensor, dtype: torch.dtype, D: Tensor) -> DiscreteDiagonal:
+        return Diagonal(self._poles, pair(self.B), pair(self.C)).discretize(dt, self.discretization, dtype, D)

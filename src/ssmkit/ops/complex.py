@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "add_rotation",
+    "add_rotation_adjoint",
     "from_interleaved",
     "from_pairs",
     "interleaved",
@@ -29,6 +30,9 @@ def to_pairs(z: Tensor) -> Tensor:
 
 def from_pairs(x: Tensor) -> Tensor:
     """The complex tensor of pairs; no copy, if the pairs lie side by side."""
+    if torch.compiler.is_compiling():
+        # Where a graph breaks, torch.compile fails on complex views of real tensors.
+        return torch.complex(*x.unbind(-1))
     return torch.view_as_complex(x if x.stride(-1) == 1 else x.contiguous())
 
 
@@ -46,12 +50,12 @@ def from_interleaved(x: Tensor) -> Tensor:
 
 def output_rows(z: Tensor) -> Tensor:
     r"""The real rows :math:`2 [\Re z, -\Im z]`, whose product with an interleaved :math:`s` is :math:`2 \Re (z s)`."""
-    return 2 * interleaved(z.conj())
+    return 2 * interleaved(z.conj_physical())
 
 
 def times_rows(rows: Tensor, a: Tensor) -> Tensor:
     """The rows of z a, from the rows of z that :func:`output_rows` made and a complex diagonal."""
-    return interleaved(from_interleaved(rows) * a.conj())
+    return interleaved(from_interleaved(rows) * a.conj_physical())
 
 
 def multiply_interleaved(a: Tensor, x: Tensor) -> Tensor:
@@ -66,3 +70,9 @@ def add_rotation(A: Tensor, a: Tensor) -> Tensor:
     A[..., 0::2, 1::2].diagonal(dim1=-2, dim2=-1).sub_(a.imag)
     A[..., 1::2, 0::2].diagonal(dim1=-2, dim2=-1).add_(a.imag)
     return A
+
+
+def add_rotation_adjoint(G: Tensor) -> Tensor:
+    """The gradient of `a` from that of the matrix that :func:`add_rotation` made."""
+    re, im = (G.diagonal(dim1=-2, dim2=-1), G[..., 1::2, 0::2] - G[..., 0::2, 1::2])
+    return torch.complex(re[..., 0::2] + re[..., 1::2], im.diagonal(dim1=-2, dim2=-1))

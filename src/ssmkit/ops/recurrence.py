@@ -176,7 +176,7 @@ def _to_coefficients(a: Tensor, x: Tensor, states: Tensor, g: Tensor, dim: int) 
     for start, count in spans:
         before = states.narrow(dim, start - 1, count) if start else x.unsqueeze(dim)
         place = found if constant else found.narrow(dim, start, count)
-        place += (before.conj() * g.narrow(dim, start, count)).sum_to_size(place.shape)
+        place += (before.conj_physical() * g.narrow(dim, start, count)).sum_to_size(place.shape)
     return found
 
 
@@ -204,13 +204,13 @@ class _Recurrence(torch.autograd.Function):
         first = g_states.narrow(dim, L - 1, 1)
         first = first if g_last is None else first + g_last.unsqueeze(dim)
         later = a if a.shape[dim] == 1 else a.narrow(dim, 1, L - 1)
-        a_0 = a.select(dim, 0).conj().to(states.dtype)
+        a_0 = a.select(dim, 0).conj_physical().to(states.dtype)
         if torch.is_grad_enabled():
             rest = g_states.narrow(dim, 0, L - 1).flip(dim)
-            g, _ = recurrence(later.conj().flip(dim), rest, first.squeeze(dim), dim=dim)
+            g, _ = recurrence(later.conj_physical().flip(dim), rest, first.squeeze(dim), dim=dim)
             g = torch.cat([g.flip(dim), first], dim)
             before = torch.cat([x.unsqueeze(dim), states.narrow(dim, 0, L - 1)], dim)
-            return (before.conj() * g).sum_to_size(a.shape).to(a.dtype), g, a_0 * g.select(dim, 0), None
+            return (before.conj_physical() * g).sum_to_size(a.shape).to(a.dtype), g, a_0 * g.select(dim, 0), None
         g = torch.empty_like(states)
         g.narrow(dim, L - 1, 1).copy_(first)
         if L > 1:

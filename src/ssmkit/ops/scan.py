@@ -10,80 +10,117 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from .complex import from_interleaved, interleaved
+from .complex import add_rotation_adjoint, from_interleaved, interleaved
 
-__all__ = ["CHUNK", "Chunk", "scan_chunks"]
+__all__ = ["Chunk", "chunk_length", "move_on", "scan_chunks", "toeplitz"]
 
-CHUNK = 128
-"""Samples per chunk, a power of two: the Toeplitz products grow with it, the steps between chunks shrink."""
-
-
-class Chunk(NamedTuple):
-    """What a chunk of T samples does to input and state, for H features, C channels and a state of N numbers."""
-
-    kernel: Tensor
-    """c A^j b, the response inside the chunk; shape (C, H, T)."""
-    observe: Tensor
-    """c A^(j+1), what the state at the chunk's start adds to sample j; shape (C, H, T, N)."""
-    reach: Tensor
-    """A^(T-1-j) b, what sample j adds to the state at the chunk's end; shape (H, T, N)."""
+_SHORT, _LONG = 32, 64
+_MANY = 1 << 14
+"""Samples from which long chunks pay: their products grow, and the steps from chunk to chunk become fewer."""
 
 
-def _toeplitz(kernel: Tensor) -> Tensor:
-    """The matrices M[j, k] = kernel[k - j], zero below the diagonal, that apply a kernel to a row of inputs."""
+def chunk_length(B: int, L: int) -> int:
+    """The chunk length for B sequences of length L: one of two, as what a chunk does may be kept for each length."""
+    return _SHORT if B * L < _MANY else _LONG
+
+
+def toeplitz(kernel: Tensor) -> Tensor:
+    """The matrices M[j, k] = kernel[k - j], zero below the diagonal, that apply a kernel (*, T) to a row of inputs."""
     T = kernel.shape[-1]
     return F.pad(kernel, (T - 1, 0)).unfold(-1, T, 1).flip(-2)
 
 
-class _Carry(torch.autograd.Function):
-    """The states before each of n chunks and after the last one: s <- A s + r, chunk by chunk.
+class Chunk(NamedTuple):
+    """What a chunk of T samples does to input and state, for H features, C channels and a state of N numbers.
 
-    What the chunks add, r, has shape (H, n, B, K), the first state (H, B, K). The power A is a real matrix (H, K, K)
-    from the right, or a complex diagonal (H, 1, K). It is its own adjoint, run the other way round: the gradient of a
-    state is what its chunk makes of it, and A^* times the gradient of the next.
+    All in the form in which products take it. The state at the chunk's start moves on by the complex diagonal `poles`
+    on interleaved states, or by a real `matrix`, or by their sum.
+    """
+
+    inside: Tensor
+    """c A^(k-j) b, from input j to output k, lower triangular; shape (H, T, C T)."""
+    observe: Tensor
+    """c A^(k+1), from the state before to output k; shape (H, N, C T)."""
+    reach: Tensor
+    """A^(T-1-j) b, from input j to the state after; shape (H, T, N)."""
+    poles: Tensor | None
+    """Shape (H, 1, N/2), complex128: a rounded one would turn too far in every chunk alike."""
+    matrix: Tensor | None
+    """From the state before to the one after, from the right; shape (H, N, N)."""
+
+    @classmethod
+    def of(cls, response: Tensor, observe: Tensor, reach: Tensor, poles: Tensor | None, matrix: Tensor | None) -> Chunk:
+        """From c A^j b (C, H, T), c A^(j+1) (C, H, T, N), A^(T-1-j) b (H, T, N) and what moves the state on."""
+        return cls(
+            rearrange(toeplitz(response), "c h j k -> h j (c k)").contiguous(),
+            rearrange(observe, "c h t n -> h n (c t)").contiguous(),
+            reach.contiguous(),
+            poles,
+            None if matrix is None else matrix.contiguous(),
+        )
+
+    def first(self, m: int) -> Chunk:
+        """The chunk of the first m samples, but for what moves the state on."""
+        T = self.reach.shape[1]
+        inside, observe = (x.unflatten(-1, (-1, T))[..., :m].flatten(-2) for x in (self.inside[:, :m], self.observe))
+        return Chunk(inside, observe, self.reach[:, T - m :], None, None)
+
+
+def move_on(added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None) -> Tensor:
+    """The state after a chunk that adds `added`; both (H, B, N)."""
+    if poles is not None:
+        s = from_interleaved(state)
+        added = added + interleaved((s * poles).to(s.dtype))
+    return added if matrix is None else torch.baddbmm(added, state, matrix)
+
+
+class _Carry(torch.autograd.Function):
+    """The states before each of n chunks and after the last one.
+
+    What the chunks add has shape (H, n, B, N), the first state (H, B, N). It is its own adjoint, run backwards: the
+    gradient of a state is what its chunk makes of it, and the adjoint of the power times the gradient of the next.
     """
 
     @staticmethod
-    def forward(added: Tensor, state: Tensor, power: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None, backwards: bool
+    ) -> tuple[Tensor, Tensor]:
         before = torch.empty_like(added)
         for i in reversed(range(added.shape[1])) if backwards else range(added.shape[1]):
             before[:, i] = state
-            if power.is_complex():
-                state = torch.addcmul(added[:, i], state, power)
-            else:
-                state = torch.baddbmm(added[:, i], state, power)
+            state = move_on(added[:, i], state, poles, matrix)
         return before, state
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, _, power, ctx.backwards = inputs
-        ctx.save_for_backward(output[0], power)
+        _, _, poles, matrix, ctx.backwards = inputs
+        ctx.save_for_backward(output[0], poles, matrix)
 
     @staticmethod
-    def backward(ctx: Any, g_before: Tensor, g_state: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        before, power = ctx.saved_tensors
-        adjoint = power.conj() if power.is_complex() else power.mT
-        g_added, g_first = _Carry.apply(g_before, g_state, adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
-        if power.is_complex():
-            return g_added, g_first, (before.conj() * g_added).sum((1, 2))[:, None], None
-        return g_added, g_first, before.flatten(1, 2).mT @ g_added.flatten(1, 2), None
+    def backward(ctx: Any, g_before: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]:
+        before, poles, matrix = ctx.saved_tensors
+        adjoint = (None if poles is None else poles.conj(), None if matrix is None else matrix.mT)
+        g_added, g_first = _Carry.apply(g_before, g_state, *adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
+        # Of the matrix that multiplies from the right, and so the transpose of the one in which the poles stand.
+        g = before.flatten(1, 2).mT @ g_added.flatten(1, 2)
+        g_poles = None if poles is None else add_rotation_adjoint(g.mT)[:, None].to(poles.dtype)
+        return g_added, g_first, g_poles, None if matrix is None else g, None
 
 
 def _chunks(
     u: Tensor, state: Tensor, chunk: Chunk, carry: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """A whole number of chunks: u (B, n T, H) and state (H, B, N) to y (B, n T, C H) and the next state."""
-    B, T = u.shape[0], chunk.kernel.shape[-1]
-    flat = rearrange(u, "b (n t) h -> h (n b) t", t=T)
+    B, T = u.shape[0], chunk.reach.shape[1]
+    # Contiguous: of a transposed view torch makes a copy and a product for each feature, ten times slower in blocks.
+    flat = rearrange(u, "b (n t) h -> h (n b) t", t=T).contiguous()
     before, state = carry((flat @ chunk.reach).unflatten(1, (-1, B)), state)
-    inside = rearrange(_toeplitz(chunk.kernel), "c h j k -> h j (c k)")
-    observe = rearrange(chunk.observe, "c h t n -> h n (c t)")
-    y = torch.baddbmm(flat @ inside, before.flatten(1, 2), observe)
+    y = (flat @ chunk.inside).baddbmm_(before.flatten(1, 2), chunk.observe)
     return rearrange(y, "h (n b) (c t) -> b (n t) (c h)", b=B, t=T), state
 
 
 def scan_chunks(
-    u: Tensor, state: Tensor, chunk: Chunk, power: Tensor, advance_by: Callable[[Tensor, int], Tensor]
+    u: Tensor, state: Tensor, chunk: Chunk, advance: Callable[[Tensor, int], Tensor]
 ) -> tuple[Tensor, Tensor]:
     r"""Runs a linear recurrence over a sequence of any length.
 
@@ -98,33 +135,26 @@ def scan_chunks(
     Arguments:
         u: The input, with shape :math:`(B, L, H)`.
         state: The state, with shape :math:`(B, H, N)`.
-        chunk: The chunk's response, of length :math:`T`; :math:`T \le L` unless :math:`L < T`.
-        power: :math:`A^T`, as a real matrix :math:`(H, N, N)` that multiplies states from the right, or as a complex
-            diagonal :math:`(H, 1, N/2)` for interleaved states.
-        advance_by: :math:`A^m x` for states of shape :math:`(H, B, N)`, for the short chunk.
+        chunk: What :math:`T` samples do.
+        advance: :math:`A^m x` for states of shape :math:`(H, B, N)` and :math:`m < T`, for the short chunk.
 
     Returns:
         The output :math:`(B, L, C H)` and the next state :math:`(B, H, N)`.
     """
-    L = u.shape[1]
-    T = chunk.kernel.shape[-1]
+    L, T = u.shape[1], chunk.reach.shape[1]
     whole = L - L % T
 
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        if not power.is_complex():
-            before, after = _Carry.apply(added, state, power, False)  # type: ignore[no-untyped-call]
-            return before, after
-        pairs = [from_interleaved(x) for x in (added, state)]
-        before, after = _Carry.apply(*pairs, power, False)  # type: ignore[no-untyped-call]
-        return interleaved(before), interleaved(after)
+        before, after = _Carry.apply(added, state, chunk.poles, chunk.matrix, False)  # type: ignore[no-untyped-call]
+        return before, after
 
-    state = rearrange(state, "b h n -> h b n")
+    state = rearrange(state, "b h n -> h b n").contiguous()
     parts = []
     if whole:
         y, state = _chunks(u[:, :whole], state, chunk, carry)
         parts.append(y)
     if rest := L - whole:
-        short = Chunk(chunk.kernel[..., :rest], chunk.observe[..., :rest, :], chunk.reach[..., T - rest :, :])
-        y, state = _chunks(u[:, whole:], state, short, lambda r, x: (x[:, None], advance_by(x, rest) + r[:, 0]))
+        short = chunk.first(rest)
+        y, state = _chunks(u[:, whole:], state, short, lambda r, x: (x[:, None], advance(x, rest) + r[:, 0]))
         parts.append(y)
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), rearrange(state, "h b n -> b h n")

@@ -27,7 +27,7 @@ from ..layers import (
 from ..layers.base import SequenceLayer, System
 from ..layers.branches import Branches
 from ..layers.chain import Chain
-from ..layers.ssm import SSMLayer
+from ..layers.featurewise import FeaturewiseLayer
 from .kernels import Activation, Op
 from .packing import Frames, Kept, Nothing, Packing, Recurrent, Slot, Together
 from .program import Program
@@ -150,18 +150,18 @@ def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: 
 
 
 @_lowers(LAYERS, S4, S4D)
-def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
-    recurrence = layer._given(system).recurrence
-    C, H, N = recurrence.shape
-    rank = len(recurrence.columns) - 1
+def _ssm(program: Program, layer: FeaturewiseLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
+    coefficients = layer.given(system).step_coefficients()
+    C, H, N = coefficients.shape
+    rank = len(coefficients.columns) - 1
 
     def sorted_parts(x: Tensor) -> Tensor:
         return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
 
     state, target = program.state(H * N), program.slot(C * H)
     # All features in one array: with an array for each, every feature would be filled up to whole cache lines.
-    features = torch.cat([sorted_parts(recurrence.columns), sorted_parts(recurrence.rows)], -1)
-    weights = program.hold(recurrence.direct, features)
+    features = torch.cat([sorted_parts(coefficients.columns), sorted_parts(coefficients.rows)], -1)
+    weights = program.hold(coefficients.direct, features)
     program.emit(
         Op.SSM,
         source,
@@ -173,7 +173,7 @@ def _ssm(program: Program, layer: SSMLayer, system: System, source: Slot) -> tup
         modes=N // 2,
         channels=C,
         rank=rank,
-        poles=program.hold_poles(recurrence.a),
+        poles=program.hold_poles(coefficients.a),
     )
     return target, Recurrent(state, H)
 

@@ -1,5 +1,9 @@
 """State-space systems as values: continuous ones discretise, discrete ones have a kernel, a step and a scan."""
 
+from .base import ForwardSystem as ForwardSystem
+from .base import System as System
+from .base import own as own
+from .base import part as part
 from .dense import Dense as Dense
 from .dense import DiscreteDense as DiscreteDense
 from .dense import dense_bilinear as dense_bilinear
@@ -10,6 +14,8 @@ from .diagonal import bilinear as bilinear
 from .diagonal import zoh as zoh
 from .dplr import DPLR as DPLR
 from .dplr import DiscreteDPLR as DiscreteDPLR
+from .shared import SharedDiagonal as SharedDiagonal
+from .two_sided import TwoSided as TwoSided
 
 __all__ = [
     "DPLR",
@@ -18,8 +24,14 @@ __all__ = [
     "DiscreteDPLR",
     "DiscreteDense",
     "DiscreteDiagonal",
+    "ForwardSystem",
+    "SharedDiagonal",
+    "System",
+    "TwoSided",
     "bilinear",
     "dense_bilinear",
     "dense_zoh",
+    "own",
+    "part",
     "zoh",
 ]

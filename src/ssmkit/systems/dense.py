@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from .. import _checks
 from ..ops.krylov import krylov, krylov_columns, krylov_rows, squares
-from ..ops.scan import CHUNK, Chunk, scan_chunks
-from .recurrence import add_direct, group_rows, per_feature, ungroup
+from ..ops.scan import Chunk, chunk_length, scan_chunks
+from .base import own
+from .per_feature import PerFeature, add_direct, group_rows, per_feature, ungroup
 
 __all__ = ["Dense", "DiscreteDense", "dense_bilinear", "dense_zoh"]
 
@@ -106,10 +108,11 @@ METHODS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = 
 }
 
 
-class DiscreteDense(NamedTuple):
-    r"""A discrete system :math:`x_k = A x_{k-1} + b u_k`, :math:`y_k = c x_k`, for H features with C outputs each.
+@dataclass(frozen=True, eq=False)
+class DiscreteDense(PerFeature):
+    r"""A discrete system :math:`x_k = A x_{k-1} + b u_k`, :math:`y_k = c x_k + D u_k`.
 
-    G systems serve H features: feature h uses system h mod G.
+    For H features with C outputs each; G systems serve them, feature h uses system h mod G.
     """
 
     A: Tensor
@@ -118,41 +121,48 @@ class DiscreteDense(NamedTuple):
     """Input columns, float64; shape (G, N)."""
     c: Tensor
     """Output rows, float64; shape (C, H, N)."""
-    dtype: torch.dtype
-    """The dtype in which sequences and states are computed."""
+    D: Tensor
+    """Direct gains, in the working dtype; shape (C, H)."""
+
+    def __post_init__(self) -> None:
+        for name in ("A", "b", "c"):
+            object.__setattr__(self, name, own(getattr(self, name), torch.double))
+        object.__setattr__(self, "D", own(self.D))
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """(H, N)."""
+        return tuple(self.c.shape[1:])
 
     def kernel(self, L: int) -> Tensor:
-        r"""The impulse response :math:`K_l = c A^l b`, with shape :math:`(C, H, L)`."""
+        r"""The impulse response :math:`K_l = c A^l b`, without D, with shape :math:`(C, H, L)`."""
         rows = krylov(self.A, self.b, group_rows(self.c, len(self.A)), L, dtype=self.dtype)
         return ungroup(rows, len(self.c))
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
+        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C H)` and the next state."""
         A, b = (per_feature(v, u.shape[-1]).to(x.dtype) for v in (self.A, self.b))
         new = (A @ x[..., None])[..., 0] + b * u[..., None]
-        return (self.c.to(x.dtype) * new[..., None, :, :]).sum(-1), new
+        y = (self.c.to(x.dtype) * new[..., None, :, :]).sum(-1) + self.D.to(x.dtype) * u[..., None, :]
+        return y.flatten(-2), new
 
-    def scan(self, u: Tensor, x: Tensor, direct: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H), state (B, H, N) and direct gains (C, H) to output (B, L, C H) and the next state; L >= 1."""
-        H, C = u.shape[-1], len(self.c)
-        bits = min(CHUNK - 1, u.shape[1] - 1).bit_length()
-        rows = group_rows(self.c, len(self.A))
-        table = squares(self.A, bits + 1)
-        columns = krylov_columns(table[:bits], self.b)
-        chunk = Chunk(
-            add_direct(ungroup(rows @ columns, C).to(self.dtype), direct),
-            ungroup(krylov_rows(table[:bits], rows @ self.A), C).to(self.dtype),
+    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
+        (C, H), T = self.D.shape, chunk_length(*u.shape[:2])
+        rows, table = group_rows(self.c, len(self.A)), squares(self.A, T.bit_length())
+        columns = krylov_columns(table[:-1], self.b)
+        chunk = Chunk.of(
+            add_direct(ungroup(rows @ columns, C).to(self.dtype), self.D),
+            ungroup(krylov_rows(table[:-1], rows @ self.A), C).to(self.dtype),
             per_feature(columns.flip(-1).mT.to(self.dtype), H),
+            None,
+            per_feature(table[-1].mT.to(self.dtype), H),
         )
-        cast = [per_feature(power.mT.to(self.dtype), H) for power in table]
 
-        def advance_by(state: Tensor, m: int) -> Tensor:
-            for bit, power in enumerate(cast):
-                if m >> bit & 1:
-                    state = state @ power
-            return state
+        def advance(state: Tensor, m: int) -> Tensor:
+            return state @ per_feature(torch.linalg.matrix_power(self.A, m).mT.to(self.dtype), H)
 
-        return scan_chunks(u, x, chunk, cast[bits], advance_by)
+        return scan_chunks(u, x, chunk, advance)
 
 
 class Dense(NamedTuple):
@@ -168,13 +178,16 @@ class Dense(NamedTuple):
     C: Tensor
     """Output rows; shape (channels, H, N)."""
 
-    def discretize(self, dt: Tensor, method: str = "bilinear", dtype: torch.dtype | None = None) -> DiscreteDense:
+    def discretize(
+        self, dt: Tensor, method: str = "bilinear", dtype: torch.dtype | None = None, D: Tensor | None = None
+    ) -> DiscreteDense:
         r"""Samples the system every `dt`.
 
         Arguments:
             dt: Steps :math:`\Delta`, in the time unit of `A`, with shape :math:`(G)`, `G` a multiple of `S`.
             method: `"bilinear"` or `"zoh"`.
             dtype: The working dtype of the result, by default that of `C`.
+            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.
@@ -189,4 +202,5 @@ class Dense(NamedTuple):
         """
         _checks.known("Dense.discretize", "method", method, METHODS)
         A, B = (per_feature(v.double(), len(dt)) for v in (self.A, self.B))
-        return DiscreteDense(*METHODS[method](A, B, dt.double()), self.C.double(), dtype or self.C.dtype)
+        D = self.C.new_zeros(self.C.shape[:2]) if D is None else D
+        return DiscreteDense(*METHODS[method](A, B, dt.double()), self.C, D.to(dtype or self.C.dtype))

@@ -3,23 +3,18 @@ r"""Systems with a diagonal state matrix (S4D)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from ..ops.complex import add_rotation, from_interleaved, interleaved, output_rows
-from ..ops.scan import CHUNK, Chunk, scan_chunks
-from ..ops.vandermonde import powers, real_vandermonde
+from ..ops.complex import add_rotation, interleaved, output_rows
+from ..ops.vandermonde import real_vandermonde
+from .base import own
 from .dense import Dense
-from .recurrence import (
-    Recurrence,
-    add_direct,
-    group_rows,
-    per_feature,
-    ungroup,
-)
+from .per_feature import LowRankSystem, group_rows, per_feature, ungroup
 
 __all__ = ["DISCRETIZATIONS", "Diagonal", "DiscreteDiagonal", "Discretization", "bilinear", "zoh"]
 
@@ -97,8 +92,9 @@ DISCRETIZATIONS: dict[str, Discretization] = {"zoh": zoh, "bilinear": bilinear}
 """The named discretisation rules of diagonal systems."""
 
 
-class DiscreteDiagonal(NamedTuple):
-    r"""A discrete system :math:`s_k = a \circ s_{k-1} + b u_k`, :math:`y_k = 2 \Re (c\, s_k)`.
+@dataclass(frozen=True, eq=False)
+class DiscreteDiagonal(LowRankSystem):
+    r"""A discrete system :math:`s_k = a \circ s_{k-1} + b u_k`, :math:`y_k = 2 \Re (c\, s_k) + D u_k`.
 
     For H features with C outputs each; G systems serve them, feature h uses system h mod G. States are the real
     tensors :math:`[\Re s_1, \Im s_1, \dots]`.
@@ -110,38 +106,23 @@ class DiscreteDiagonal(NamedTuple):
     """Input gains, complex128; shape (G, N/2)."""
     c: Tensor
     """Output gains, complex128; shape (C, H, N/2)."""
-    recurrence: Recurrence
-    """The same system for :meth:`step`, in the working dtype."""
+    D: Tensor
+    """Direct gains, in the working dtype; shape (C, H)."""
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b", "c"):
+            object.__setattr__(self, name, own(getattr(self, name), torch.complex128))
+        object.__setattr__(self, "D", own(self.D))
+
+    def low_rank_part(self) -> tuple[Tensor, Tensor]:
+        """None: of rank 0."""
+        G, n = self.a.shape
+        return self.a.new_zeros(G, n, 0), self.a.new_zeros(G, 0, n)
 
     def kernel(self, L: int) -> Tensor:
-        r"""The impulse response :math:`K_l = 2 \Re (c\, a^l b)`, with shape :math:`(C, H, L)`."""
+        r"""The impulse response :math:`K_l = 2 \Re (c\, a^l b)`, without D, with shape :math:`(C, H, L)`."""
         weights = 2 * group_rows(self.c, len(self.a)) * self.b[:, None]
-        return ungroup(real_vandermonde(weights, self.a, L, self.recurrence.direct.dtype), len(self.c))
-
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
-        return self.recurrence.step(u, x)
-
-    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
-        H, dtype = u.shape[-1], self.recurrence.direct.dtype
-        T = min(CHUNK, u.shape[1])
-        table = powers(self.a, T + 1)
-        observe = per_feature(table[:, 1:], H) * self.c[..., None, :]
-        reach = table[:, :T].flip(1) * self.b[:, None]
-        chunk = Chunk(
-            add_direct(self.kernel(T), self.recurrence.D),
-            output_rows(observe).to(dtype),
-            per_feature(interleaved(reach).to(dtype), H),
-        )
-
-        def advance(m: int) -> Tensor:
-            return per_feature(table[:, m].to(dtype.to_complex()), H)[:, None]
-
-        def advance_by(state: Tensor, m: int) -> Tensor:
-            return interleaved(from_interleaved(state) * advance(m))
-
-        return scan_chunks(u, x, chunk, advance(T), advance_by)
+        return ungroup(real_vandermonde(weights, self.a, L, self.dtype), len(self.c))
 
 
 class Diagonal(NamedTuple):
@@ -158,7 +139,11 @@ class Diagonal(NamedTuple):
     """Output gains, complex; shape (channels, H, N/2)."""
 
     def discretize(
-        self, dt: Tensor, method: str | Discretization = "zoh", dtype: torch.dtype = torch.float32
+        self,
+        dt: Tensor,
+        method: str | Discretization = "zoh",
+        dtype: torch.dtype = torch.float32,
+        D: Tensor | None = None,
     ) -> DiscreteDiagonal:
         r"""Samples the system every `dt`.
 
@@ -166,6 +151,7 @@ class Diagonal(NamedTuple):
             dt: Steps :math:`\Delta`, in the time unit of `Lambda`, with shape :math:`(G)`, `G` a multiple of `S`.
             method: `"zoh"`, `"bilinear"`, or a function like :func:`zoh`.
             dtype: The working dtype of the result.
+            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.
@@ -184,11 +170,8 @@ class Diagonal(NamedTuple):
         full = torch.complex128
         Lambda, B = (per_feature(v.to(full), len(dt)) for v in (self.Lambda, self.B))
         a, b = method(Lambda, B, dt.double()[:, None])
-        C = self.C.to(full)
-        N = 2 * a.shape[-1]
-        p, q = (dt.new_zeros(1, *shape, dtype=torch.double) for shape in ((N, 0), (0, N)))
-        recurrence = Recurrence.of(a, p, q, interleaved(b), output_rows(C), dtype)
-        return DiscreteDiagonal(a, b, C, recurrence)
+        D = dt.new_zeros(self.C.shape[:2]) if D is None else D
+        return DiscreteDiagonal(a, b, self.C, D.to(dtype))
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix."""

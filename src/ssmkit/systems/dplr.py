@@ -2,6 +2,7 @@ r"""Systems with a diagonal-plus-low-rank state matrix (S4)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,37 +10,61 @@ from opt_einsum import contract
 from torch import Tensor
 
 from ..ops.complex import add_rotation, interleaved, output_rows
+from ..ops.krylov import krylov
+from .base import own
 from .dense import Dense, DiscreteDense
 from .diagonal import Diagonal
-from .recurrence import Recurrence, per_feature
+from .per_feature import LowRankSystem, group_rows, per_feature, ungroup
 
 __all__ = ["DPLR", "DiscreteDPLR"]
 
 
-class DiscreteDPLR(NamedTuple):
-    r"""A discrete system :math:`s_k = a \circ s_{k-1} - p\, 2 \Re(q\, s_{k-1}) + b u_k`, :math:`y_k = 2 \Re (c\, s_k)`.
+@dataclass(frozen=True, eq=False)
+class DiscreteDPLR(LowRankSystem):
+    r"""A discrete system with a state matrix that is diagonal plus rank r.
+
+    .. math:: s_k = a \circ s_{k-1} - p\, 2 \Re(q\, s_{k-1}) + b u_k, \qquad y_k = 2 \Re (c\, s_k) + D u_k
 
     For H features with C outputs each; G systems serve them, feature h uses system h mod G. States are the real
-    tensors :math:`[\Re s_1, \Im s_1, \dots]`. A step costs O(N) per feature; kernels and scans are made from the dense
-    real form.
+    tensors :math:`[\Re s_1, \Im s_1, \dots]`. A step costs O(N) per feature, and so does a sample in a scan; kernels
+    are made from the dense real form.
     """
 
-    dense: DiscreteDense
-    """The system in real form, float64."""
-    recurrence: Recurrence
-    """The same system for :meth:`step`, in the working dtype."""
+    a: Tensor
+    """Poles, complex128; shape (G, N/2)."""
+    p: Tensor
+    """Columns of the low-rank part, complex128; shape (G, N/2, r)."""
+    q: Tensor
+    """Rows of the low-rank part, complex128; shape (G, r, N/2)."""
+    b: Tensor
+    """Input gains, complex128; shape (G, N/2)."""
+    c: Tensor
+    """Output gains, complex128; shape (C, H, N/2)."""
+    D: Tensor
+    """Direct gains, in the working dtype; shape (C, H)."""
+
+    def __post_init__(self) -> None:
+        for name in ("a", "p", "q", "b", "c"):
+            object.__setattr__(self, name, own(getattr(self, name), torch.complex128))
+        object.__setattr__(self, "D", own(self.D))
+
+    def low_rank_part(self) -> tuple[Tensor, Tensor]:
+        """p and q."""
+        return self.p, self.q
+
+    def _matrix(self) -> Tensor:
+        """The state matrix in real form; shape (G, N, N)."""
+        return add_rotation(-interleaved(self.p, dim=-2) @ output_rows(self.q), self.a)
+
+    @property
+    def dense(self) -> DiscreteDense:
+        """The same system in real form, with N × N matrices, made at every call: nothing keeps what is so large."""
+        return DiscreteDense(self._matrix(), interleaved(self.b), output_rows(self.c), self.D)
 
     def kernel(self, L: int) -> Tensor:
-        r"""The impulse response :math:`K_l = 2 \Re (c\, \bar A^l b)`, with shape :math:`(C, H, L)`."""
-        return self.dense.kernel(L)
-
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input :math:`(*, H)` and state :math:`(*, H, N)` to output :math:`(*, C, H)` and the next state."""
-        return self.recurrence.step(u, x)
-
-    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
-        return self.dense.scan(u, x, self.recurrence.D)
+        r"""The impulse response :math:`K_l = 2 \Re (c\, \bar A^l b)`, without D, with shape :math:`(C, H, L)`."""
+        rows = group_rows(output_rows(self.c), len(self.a))
+        return ungroup(krylov(self._matrix(), interleaved(self.b), rows, L, dtype=self.dtype), len(self.c))
 
 
 class DPLR(NamedTuple):
@@ -58,7 +83,7 @@ class DPLR(NamedTuple):
     C: Tensor
     """Output gains, complex; shape (channels, H, N/2)."""
 
-    def discretize(self, dt: Tensor, dtype: torch.dtype = torch.float32) -> DiscreteDPLR:
+    def discretize(self, dt: Tensor, dtype: torch.dtype = torch.float32, D: Tensor | None = None) -> DiscreteDPLR:
         r"""Samples the system every `dt` by the bilinear rule, which keeps it diagonal plus rank r.
 
         With :math:`D = (I - \tfrac\Delta2 \Lambda)^{-1}` and :math:`G = I + \tfrac\Delta2\, 2\Re(P^* D P)`, a real
@@ -77,6 +102,7 @@ class DPLR(NamedTuple):
         Arguments:
             dt: Steps :math:`\Delta`, in the time unit of `Lambda`, with shape :math:`(G)`, `G` a multiple of `S`.
             dtype: The working dtype of the result.
+            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.
@@ -90,22 +116,18 @@ class DPLR(NamedTuple):
         full = torch.complex128
         dt = dt.double()
         Lambda, P, B = (per_feature(v.to(full), len(dt)) for v in (self.Lambda, self.P, self.B))
-        C = self.C.to(full)
         half = dt[:, None] / 2 * Lambda
-        D = 1 / (1 - half)
-        DP = D[..., None] * P
+        solved = 1 / (1 - half)
+        p = solved[..., None] * P
         P_star = P.mH
         eye = torch.eye(P.shape[-1], dtype=torch.float64, device=P.device)
-        G = eye + dt[:, None, None] * (P_star @ DP).real
+        G = eye + dt[:, None, None] * (P_star @ p).real
         inverse = torch.linalg.inv(G).to(full)
-        projected = (2 * (P_star @ (D * B)[..., None]).real).to(full)
-        Q_star = contract("g,grs,gsn,gn->grn", dt.to(full), inverse, P_star, D)
-        b = dt[:, None] * D * B - contract("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), DP, inverse, projected)
-        a = (1 + half) * D
-
-        p, q = interleaved(DP, dim=-2), output_rows(Q_star)
-        dense = DiscreteDense(add_rotation(-p @ q, a), interleaved(b), output_rows(C), dtype)
-        return DiscreteDPLR(dense, Recurrence.of(a, p, q, dense.b, dense.c, dtype))
+        projected = (2 * (P_star @ (solved * B)[..., None]).real).to(full)
+        q = contract("g,grs,gsn,gn->grn", dt.to(full), inverse, P_star, solved)
+        b = dt[:, None] * solved * B - contract("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), p, inverse, projected)
+        D = dt.new_zeros(self.C.shape[:2]) if D is None else D
+        return DiscreteDPLR((1 + half) * solved, p, q, b, self.C, D.to(dtype))
 
     def dense(self) -> Dense:
         """The same system in real form, with a dense state matrix; it is dissipative when the poles are stable."""

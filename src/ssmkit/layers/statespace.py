@@ -1,0 +1,267 @@
+r"""From a system to a layer: checks, dtypes, batch axes, dropout and the three modes, once for all layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NoReturn, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import _checks
+from ..states import State
+from ..systems import ForwardSystem
+from .base import SequenceLayer, at_least_float32, refuse_forward_only
+
+__all__ = ["StateSpaceLayer", "full_precision"]
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off where it is on: a context costs a step more than its arithmetic."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+class StateSpaceLayer(SequenceLayer):
+    r"""A layer that is its parameters and the discrete system that they make.
+
+    A subclass owns parameters, writes :meth:`discretize`, and declares the shape of its state. The rest is here:
+    checks, dtypes, batch axes, empty sequences, autocast, dropout, and the three modes, which are those of the system.
+
+    Arguments:
+        d_input: The width of the input.
+        d_output: The width of the output.
+        state_shape: The shape of the state of one stream, that of the system; None for a layer that is not causal,
+            which has :meth:`forward` only.
+        dropout: The probability with which outputs are zeroed in training.
+
+    Raises:
+        TypeError: If a width is not an integer.
+        ValueError: If a width is less than 1, or `dropout` is not a probability below 1.
+
+    Example:
+        >>> class Decay(ssmkit.StateSpaceLayer):
+        ...     SSM_PARAMETERS = ("rate",)
+        ...     def __init__(self, d_model):
+        ...         super().__init__(d_model, d_model, (2 * d_model,))
+        ...         self.rate = torch.nn.Parameter(torch.rand(d_model))
+        ...     def discretize(self, rate):
+        ...         a = torch.exp(-self.rate.exp() * rate).to(torch.complex128)
+        ...         eye = torch.eye(len(a), dtype=torch.complex128)
+        ...         return ssmkit.systems.SharedDiagonal(a, eye, eye, torch.zeros_like(self.rate))
+        >>> ssmkit.testing.assert_modes_agree(Decay(3))
+    """
+
+    SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that :func:`ssmkit.param_groups` gives a learning rate of their own."""
+    SYSTEM: ClassVar[type[Any]] = ForwardSystem
+    """The kind of system that the layer makes: another kind is refused where a system is handed in."""
+
+    d_input: int
+    d_output: int
+
+    def __init__(
+        self, d_input: int, d_output: int, state_shape: tuple[int, ...] | None, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.d_input = _checks.integer(name, "d_input", d_input)
+        self.d_output = _checks.integer(name, "d_output", d_output)
+        self.causal = state_shape is not None
+        self.state_shape = None if state_shape is None else tuple(state_shape)
+        self.dropout = _checks.probability(name, "dropout", dropout)
+
+    @abstractmethod
+    def discretize(self, rate: float) -> ForwardSystem:
+        """Makes the discrete system of the parameters as they are now, with gradients to them.
+
+        Called by :meth:`system`, without autocast.
+
+        Arguments:
+            rate: The factor of the step size, a positive number. A layer without a step size refuses any but 1.
+
+        Returns:
+            The system: a :class:`ssmkit.systems.System`, or a :class:`ssmkit.systems.ForwardSystem` if the layer is not
+            causal.
+        """
+
+    @final
+    def system(self, rate: float = 1.0) -> Any:
+        """Discretises the layer, from the weights as they are now; gradients flow through it to them.
+
+        Arguments:
+            rate: The factor of the step size: a layer trained at 16 kHz runs on 8 kHz audio at rate 2.
+
+        Returns:
+            The discrete system, a value.
+
+        Raises:
+            ValueError: If `rate` is not positive.
+        """
+        _checks.positive(type(self).__name__, "rate", rate)
+        with full_precision(self._like.device.type):
+            return self.discretize(rate)
+
+    @property
+    def _like(self) -> Tensor:
+        return next(self.parameters(), torch.empty(0))
+
+    def fits(self, system: Any) -> bool:
+        """Whether a system can be this layer's, by its kind, its widths and the shape of its state."""
+        shapes = (self.d_input, self.d_output, self.state_shape)
+        return isinstance(system, self.SYSTEM) and system.shapes == shapes
+
+    def given(self, system: Any = None) -> Any:
+        """The system to use.
+
+        Arguments:
+            system: What :meth:`system` returned, or None.
+
+        Returns:
+            The same system, or one made on the spot.
+
+        Raises:
+            ValueError: If the system is of another kind or size than this layer's.
+        """
+        if system is None:
+            return self.system()
+        if not self.fits(system):
+            raise ValueError(
+                f"{type(self).__name__}: `system` must be what this layer's `system()` returns, "
+                f"{_described(self.system())}, got {_described(system)}."
+            )
+        return system
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Makes a state at rest.
+
+        Arguments:
+            batch_shape: The batch axes of what is going to be run.
+            device: By default that of the weights.
+            dtype: By default that of the weights, and at least float32.
+
+        Returns:
+            Zeros with shape :math:`(*, state)`.
+
+        Raises:
+            ValueError: If the layer is not causal.
+        """
+        shape, like = self._shape_for("initial_state"), self._like
+        dtype = at_least_float32(_checks.dtype(type(self).__name__, dtype) or like.dtype)
+        return torch.zeros(*batch_shape, *shape, device=like.device if device is None else device, dtype=dtype)
+
+    def forward(self, u: Tensor, system: Any = None) -> Tensor:
+        """Maps a whole sequence, from rest.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output.
+            system: What :meth:`system` returned; by default made on the spot.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`, in the dtype of `u`.
+
+        Raises:
+            TypeError: If `u` is not a real floating tensor.
+            ValueError: If the last axis of `u` is not `d_input`, or the system is another layer's.
+        """
+        _checks.sequence(type(self).__name__, "u", u, self.d_input)
+        if u.numel() == 0:
+            return self._empty(u, system)
+        with full_precision(u.device.type):
+            system = self.given(system)
+            v = u.to(torch.promote_types(u.dtype, system.dtype))
+            y = system.forward(v.reshape(-1, *v.shape[-2:])).reshape(*u.shape[:-1], self.d_output)
+        return F.dropout(y.to(u.dtype), self.dropout, self.training)
+
+    def step(self, u: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
+        """Maps one sample, as a recurrence. Writes to nothing.
+
+        Arguments:
+            u: The input, with shape :math:`(*, d_{input})`.
+            state: Where the stream has got to.
+            system: What :meth:`system` returned; by default made on the spot. A loop should make it once.
+
+        Returns:
+            The output, with shape :math:`(*, d_{output})`, and the next state.
+
+        Raises:
+            TypeError: If `u` is not a real floating tensor.
+            ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
+                batch shape, or if the layer is not causal.
+        """
+        shape = (*u.shape[:-1], *(self.state_shape or self._shape_for("step")))
+        fits = u.is_floating_point() and u.shape[-1:] == (self.d_input,)
+        if not (fits and isinstance(state, Tensor) and state.shape == shape):
+            # A step is short: what is wrong is looked for only if something is.
+            _checks.floating(type(self).__name__, "u", u)
+            _checks.last_axis(type(self).__name__, "u", u, self.d_input)
+            state = _checks.state(type(self).__name__, state, shape)
+        with full_precision(u.device.type):
+            system = self.given(system)
+            dtype = system.dtype
+            y, x = system.step(u.to(dtype), state if state.dtype == dtype else state.to(dtype))
+            y = y.to(u.dtype)
+        if x.dtype != state.dtype:
+            x = x.to(state.dtype)
+        return (F.dropout(y, self.dropout, self.training) if self.dropout else y), x
+
+    def scan(self, u: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
+        """Maps a chunk of any length in parallel, carrying the state.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output and the same state.
+            state: Where the stream has got to.
+            system: What :meth:`system` returned; by default made on the spot.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`, and the next state.
+
+        Raises:
+            TypeError: If `u` is not a real floating tensor.
+            ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
+                batch shape, or if the layer is not causal.
+        """
+        name = type(self).__name__
+        shape = self._shape_for("scan")
+        _checks.sequence(name, "u", u, self.d_input)
+        x = _checks.state(name, state, (*u.shape[:-2], *shape))
+        if u.numel() == 0:
+            return self._empty(u, system), x
+        with full_precision(u.device.type):
+            system = self.given(system)
+            v = u.to(system.dtype).reshape(-1, *u.shape[-2:])
+            # The batch by its number, since a state may be empty.
+            y, new = system.scan(v, x.to(system.dtype).reshape(len(v), *shape))
+            y = y.reshape(*u.shape[:-1], self.d_output)
+        return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape).to(x.dtype)
+
+    def _empty(self, u: Tensor, system: Any) -> Tensor:
+        """The output for an empty input, with the graph that others have: its gradients are zero."""
+        y = u.new_zeros(*u.shape[:-1], self.d_output) + u.sum()
+        for coefficient in self.given(system).coefficients:
+            y = y + coefficient.flatten()[:0].real.sum()
+        return y
+
+    def _shape_for(self, method: str) -> tuple[int, ...]:
+        """The shape of the state, for a method that needs one."""
+        if self.state_shape is None:
+            self._refuse(method)
+        return self.state_shape
+
+    def _refuse(self, method: str) -> NoReturn:
+        """Raises the error of a method that needs a causal layer."""
+        refuse_forward_only(type(self).__name__, method, self)
+
+
+def _described(system: Any) -> str:
+    """What tells systems apart: kind, widths and state."""
+    kind = f"a {type(system).__name__}"
+    if not isinstance(system, ForwardSystem):
+        return kind
+    *widths, state = system.shapes
+    return "{} of widths {} and {} and {}".format(kind, *widths, "no state" if state is None else f"state {state}")

@@ -1,0 +1,221 @@
+"""What every discrete system offers, and how the parts that one mode alone needs are kept with it."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["ForwardSystem", "System", "own", "part"]
+
+_T = TypeVar("_T")
+
+
+def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy, for the coefficients of a system: one that shared memory with a parameter would change in training.
+
+    The copy carries the graph of `x`. In inference mode it is made outside of it, so that the system may be used later
+    where gradients flow to the input or the state.
+
+    Arguments:
+        x: The coefficient.
+        dtype: The dtype of the copy, by default that of `x`.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> copy = own(weight, torch.float64)
+        >>> _ = weight.data.zero_()
+        >>> copy
+        tensor([1., 1.], dtype=torch.float64, grad_fn=<ToCopyBackward0>)
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return x.to(dtype, copy=True).resolve_conj()
+    return x.to(dtype, copy=True).resolve_conj()
+
+
+def _may_keep() -> bool:
+    """Not while a graph is traced or transformed, or another mode sees the tensors, which may then not be real ones."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def part(make: Callable[..., _T]) -> Callable[..., _T]:
+    """Makes what a method returns a part of its system: made when first asked for, and kept if it carries no graph.
+
+    A part is what one mode alone needs: the coefficients of a step, what a chunk does. The rule is that what is kept
+    carries no graph. While gradients flow through the system, each call makes a part of its own. Otherwise the part is
+    made without gradients, outside inference mode and without autocast, and serves all later calls. Nothing is kept
+    while torch.compile, torch.export or torch.func are at work, but what was kept before is used.
+
+    Arguments:
+        make: A method without arguments, or with integers.
+
+    Returns:
+        The method that keeps what it made.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Delay(ssmkit.systems.System):
+        ...     gain: torch.Tensor
+        ...     d_input = d_output = 1
+        ...     dtype, state_shape = torch.float32, (1,)
+        ...     @part
+        ...     def squared(self):
+        ...         print("made")
+        ...         return self.gain**2
+        ...     def scan(self, u, x):
+        ...         both = torch.cat([x[:, None], u], 1)
+        ...         return self.squared() * both[:, :-1], both[:, -1]
+        ...     def step(self, u, x):
+        ...         return self.squared() * x, u
+        >>> system = Delay(torch.tensor([3.0]))
+        >>> for _ in range(2):
+        ...     y, state = system.step(torch.ones(1), torch.ones(1))
+        made
+        >>> y
+        tensor([9.])
+    """
+    name = make.__name__
+
+    @functools.wraps(make)
+    def get(self: Any, *key: int) -> _T:
+        if torch.is_grad_enabled() and self.requires_grad:
+            return make(self, *key)
+        kept: dict[Any, _T] = self.__dict__.setdefault("_parts", {})
+        place = (name, *key)
+        if place in kept:
+            return kept[place]
+        if not _may_keep():
+            return make(self, *key)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            made = kept[place] = make(self, *key)
+        return made
+
+    return get
+
+
+class ForwardSystem(ABC):
+    """A discrete system that maps whole sequences: the value that a layer's `system()` returns.
+
+    A subclass is a dataclass with `frozen=True, eq=False`, whose tensors are copies of what they were made of (see
+    :func:`own`). It has no parameters and no other state: what it gives never changes.
+
+    Attributes:
+        d_input: The width of the input.
+        d_output: The width of the output.
+        dtype: The dtype in which sequences and states are computed.
+
+    Example:
+        >>> system = ssmkit.S4D(4, bidirectional=True).system()
+        >>> isinstance(system, ForwardSystem), isinstance(system, ssmkit.systems.System)
+        (True, False)
+        >>> system.forward(torch.randn(2, 9, 4)).shape
+        torch.Size([2, 9, 4])
+    """
+
+    @property
+    @abstractmethod
+    def d_input(self) -> int:
+        """The width of the input."""
+
+    @property
+    @abstractmethod
+    def d_output(self) -> int:
+        """The width of the output."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype in which sequences and states are computed."""
+
+    @abstractmethod
+    def forward(self, u: Tensor) -> Tensor:
+        """Input :math:`(B, L, d_{input})` to output :math:`(B, L, d_{output})`, from rest; L at least 1."""
+
+    @functools.cached_property
+    def shapes(self) -> tuple[int, int, tuple[int, ...] | None]:
+        """The widths of input and output, and the shape of the state, or None if there is none."""
+        return self.d_input, self.d_output, None
+
+    @property
+    def coefficients(self) -> list[Tensor]:
+        """The tensors that the system is made of."""
+        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        nested = [value.coefficients if isinstance(value, ForwardSystem) else [value] for value in values]
+        return [tensor for group in nested for tensor in group if isinstance(tensor, Tensor)]
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow through the system to what it was made of."""
+        return any(tensor.requires_grad for tensor in self.coefficients)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coefficients are."""
+        return self.coefficients[0].device
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parts are made again from the coefficients: they stay out of pickles and copies.
+        return {name: value for name, value in self.__dict__.items() if name != "_parts"}
+
+
+class System(ForwardSystem):
+    """A causal discrete system: it also runs in chunks and sample by sample, with one tensor for a state.
+
+    Attributes:
+        state_shape: The shape of the state of one stream.
+
+    Example:
+        >>> system = ssmkit.S4D(4, d_state=8).system()
+        >>> system.d_input, system.d_output, system.state_shape
+        (4, 4, (4, 8))
+        >>> y, state = system.step(torch.randn(2, 4), system.initial_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 4]), torch.Size([2, 4, 8]))
+    """
+
+    @property
+    @abstractmethod
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the state of one stream."""
+
+    @functools.cached_property
+    def shapes(self) -> tuple[int, int, tuple[int, ...]]:
+        """The widths of input and output, and the shape of the state."""
+        return self.d_input, self.d_output, self.state_shape
+
+    @abstractmethod
+    def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input :math:`(B, L, d_{input})` and state :math:`(B, *)` to output and next state; L at least 1."""
+
+    @abstractmethod
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input :math:`(*, d_{input})` and state to output :math:`(*, d_{output})` and the next state."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Input :math:`(B, L, d_{input})` to output :math:`(B, L, d_{output})`: a scan from rest, unless overridden."""
+        return self.scan(u, self.initial_state(len(u), device=u.device, dtype=u.dtype))[0]
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A state at rest, by default on the device and in the dtype of the system."""
+        device = self.device if device is None else device
+        return torch.zeros(*batch_shape, *self.state_shape, device=device, dtype=self.dtype if dtype is None else dtype)
+
+    def prepare(self) -> None:
+        """Makes the parts that :meth:`step` needs, for those who are about to compile it."""

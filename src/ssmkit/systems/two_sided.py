@@ -1,0 +1,54 @@
+"""A system that looks at the past and the future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops.conv import two_sided_conv
+from .base import ForwardSystem
+from .per_feature import PerFeature, add_direct
+
+__all__ = ["TwoSided"]
+
+
+@dataclass(frozen=True, eq=False)
+class TwoSided(ForwardSystem):
+    r"""The outputs of one system per feature in two halves: the first look back, the others ahead, and are added.
+
+    .. math:: y_k = \sum_{j \le k} K_{k-j} u_j + \sum_{j > k} K'_{j-k-1} u_j + D u_k
+
+    Example:
+        >>> system = ssmkit.S4D(4, d_state=8, bidirectional=True).system()
+        >>> system.kernel(5).shape
+        torch.Size([2, 4, 5])
+    """
+
+    system: PerFeature
+    """Its first outputs have the kernel K and the direct gains D, the others the kernel K'."""
+
+    @property
+    def d_input(self) -> int:
+        """H."""
+        return self.system.d_input
+
+    @property
+    def d_output(self) -> int:
+        """Half of the outputs of the system."""
+        return self.system.d_output // 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the system."""
+        return self.system.dtype
+
+    def kernel(self, L: int) -> Tensor:
+        """The responses of the past, then of the future, without D; shape (2 C, H, L)."""
+        return self.system.kernel(L)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Input (B, L, H) to output (B, L, C H); L at least 1."""
+        past, future = self.kernel(u.shape[1]).chunk(2)
+        return two_sided_conv(u, add_direct(past, self.system.D[: len(past)]), future)
