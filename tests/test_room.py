@@ -175,3 +175,17 @@ def test_a_layer_that_is_not_causal_has_forward_alone():
             ValueError, match="^Ahead: `.*` needs causal layers, and Ahead is not causal; use `forward`.$"
         ):
             call()
+
+
+class Sharing(LRU):
+    """A layer whose system shares its memory with a parameter."""
+
+    def discretize(self, rate):
+        system = super().discretize(rate)
+        object.__setattr__(system, "D", self.D)
+        return system
+
+
+def test_a_system_that_shares_memory_with_a_parameter_is_found():
+    with pytest.raises(AssertionError, match="^Sharing: a system changed with the parameters .* own copies"):
+        assert_modes_agree(Sharing(3, 5))

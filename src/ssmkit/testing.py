@@ -2,6 +2,7 @@ r"""The contract of sequence layers as functions that a test can call."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _checks
 from .layers.base import SequenceLayer, System
+from .layers.statespace import StateSpaceLayer
 from .states import State
 
 __all__ = ["assert_modes_agree", "example_input", "relative_error"]
@@ -91,7 +93,8 @@ def assert_modes_agree(
     - `scan` of two parts = `scan` of the whole, and steps go on where a scan ended, for every split;
     - `scan` of nothing returns the state it was given;
     - the output at :math:`k` does not depend on the input after :math:`k`;
-    - no mode changes the `state_dict`, or a state it was given.
+    - no mode changes the `state_dict`, or a state it was given;
+    - a system gives what it gave, to the bit, after the parameters of its :class:`ssmkit.StateSpaceLayer` have changed.
 
     Arguments:
         layer: A :class:`ssmkit.SequenceLayer`, of this library or of your own.
@@ -183,6 +186,33 @@ class _Laws:
         for name, value in self.before.items():
             if not torch.equal(value, after_all[name]):
                 raise AssertionError(f"{type(layer).__name__}: running it changed {name!r} of its `state_dict`.")
+        self.owned()
+
+    def owned(self) -> None:
+        """Changes the parameters that systems are made of in place, and puts them back."""
+        layers = [module for module in self.layer.modules() if isinstance(module, StateSpaceLayer)]
+        parameters = {p for layer in layers for p in layer.parameters(recurse=False)}
+        values = [(p, p.clone()) for p in parameters]
+        before = self.outputs(self.system)
+        try:
+            for parameter, value in values:
+                parameter.copy_(value + 0.1)
+            # What the system keeps may hide what it shares with the layer: a copy makes its parts anew.
+            for system in (self.system, copy.deepcopy(self.system)):
+                if any(not torch.equal(a, b) for a, b in zip(self.outputs(system), before, strict=True)):
+                    raise AssertionError(
+                        f"{type(self.layer).__name__}: a system changed with the parameters that it was made of; "
+                        "it must own copies of them."
+                    )
+        finally:
+            for parameter, value in values:
+                parameter.copy_(value)
+
+    def outputs(self, system: Any) -> list[Tensor]:
+        found = [self.layer(self.u, system), self.layer.scan(self.u, self.rest, system)[0]]
+        if self.L:
+            found.append(self.layer.step(self.u.select(self.time, 0), self.rest, system)[0])
+        return found
 
     def steps(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         out = [self.y.narrow(self.time, 0, 0)]
