@@ -101,12 +101,14 @@ _NAMES = {
     "Init": "ssmkit.initializers.Init",
     "Iterable": "collections.abc.Iterable",
     "Measure": "ssmkit.hippo.legs",  # a function like it
+    "PerFeature": "ssmkit.systems.DiscreteDPLR",  # one of its kinds
     "Real": "numpy.typing.NDArray",
     "StepCoefficients": "ssmkit.systems.DiscreteDPLR.step",  # what it is for
     "Sequence": "collections.abc.Sequence",
     "State": "ssmkit.states.State",
     "System": "ssmkit.SequenceLayer.system",  # what it returns
     "Tensor": "torch.Tensor",
+    "_T": "typing.TypeVar",
     "nn.Module": "torch.nn.Module",
     "npt.ArrayLike": "numpy.typing.ArrayLike",
 }

@@ -116,7 +116,6 @@ def test_what_is_compiled_depends_on_its_folder_alone():
 
 # Hooks of torch modules, and what named tuples have.
 FOREIGN = {"_forward_hooks", "_forward_pre_hooks", "_replace", "_fields"}
-FOREIGN |= {"_given"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("streaming") or name == "stepping"])

@@ -58,7 +58,7 @@ class DiscreteDPLR(LowRankSystem):
 
     @property
     def dense(self) -> DiscreteDense:
-        """The same system in real form, with N × N matrices, made at every call: nothing keeps what is so large."""
+        """The same system in real form. Its N × N matrices are made at every call, since they are too large to keep."""
         return DiscreteDense(self._matrix(), interleaved(self.b), output_rows(self.c), self.D)
 
     def kernel(self, L: int) -> Tensor:

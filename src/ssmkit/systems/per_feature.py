@@ -190,7 +190,7 @@ class LowRankSystem(PerFeature):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """(H, N): interleaved."""
+        """(H, N), interleaved."""
         return self.c.shape[1], 2 * self.c.shape[2]
 
     @part

@@ -86,7 +86,7 @@ class SharedDiagonal(System):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """(2 P): interleaved."""
+        """(2 P), interleaved."""
         return (2 * len(self.a),)
 
     @part
