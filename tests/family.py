@@ -4,8 +4,10 @@ import numpy as np
 from torch import nn
 
 from ssmkit import (
+    LRU,
     S4,
     S4D,
+    S5,
     Checkpoint,
     Concatenate,
     ForwardLayer,
@@ -15,6 +17,7 @@ from ssmkit import (
     Residual,
     S4Block,
     Sequential,
+    ShortConv,
     TiedDropout,
     hippo,
     systems,
@@ -103,6 +106,35 @@ SSM = {
     "S4D, wide channels": lambda: S4D(53, 4, channels=2),
 }
 
+SHARED = {
+    "S5": lambda: S5(3, 8),
+    "S5, N=2": lambda: S5(3, 2),
+    "S5, N=64": lambda: S5(2),
+    "S5, blocks": lambda: S5(3, 12, blocks=3),
+    "S5, bilinear": lambda: S5(3, 8, discretization="bilinear"),
+    "S5, callable rule": lambda: S5(3, 8, discretization=systems.zoh),
+    "S5, unclipped": lambda: S5(3, 8, clip_eigs=False),
+    "S5, slow": lambda: S5(3, 16, dt_min=1e-5, dt_max=2e-5),
+    "S5, fast": lambda: S5(3, 16, dt_min=0.1, dt_max=10.0),
+    "S5, dropout": lambda: S5(3, 8, dropout=0.5),
+    "S5, wide": lambda: S5(53, 36),
+    "LRU": lambda: LRU(3, 8),
+    "LRU, N=2": lambda: LRU(3, 2),
+    "LRU, N=64": lambda: LRU(2),
+    "LRU, ring": lambda: LRU(3, 16, r_min=0.9, r_max=0.999, max_phase=0.314),
+    "LRU, dropout": lambda: LRU(3, 8, dropout=0.5),
+    "LRU, wide": lambda: LRU(49, 34),
+}
+"""One system for all inputs."""
+
+TAPS = {
+    "ShortConv": lambda: ShortConv(3),
+    "ShortConv, K=1": lambda: ShortConv(3, 1),
+    "ShortConv, K=7, no bias": lambda: ShortConv(2, 7, bias=False),
+    "ShortConv, dropout": lambda: ShortConv(3, dropout=0.5),
+    "ShortConv, wide": lambda: ShortConv(50),
+}
+
 # The norms at the end have an eps that keeps them well conditioned: where all inputs are near zero, a norm without one
 # makes large errors of small ones, whatever the mode.
 COMPOSED = {
@@ -159,13 +191,30 @@ COMPOSED |= {
     "wide Embedding": lambda: Sequential(nn.Embedding(7, 65), S4D(65, 4), nn.Linear(65, 66), nn.GLU()),
 }
 
-CAUSAL = {**SSM, **COMPOSED}
+COMPOSED |= {
+    "S4Block of S5": lambda: S4Block(4, S5(4, 8), glu=True),
+    "MultiRate of S5": lambda: MultiRate(2, Sequential(ShortConv(4), nn.SiLU(), S5(4, 8)), 3),
+    "Residual of LRU": lambda: Residual(nn.LayerNorm(3), LRU(3, 8), nn.GELU()),
+    "H3": lambda: Sequential(
+        Product(
+            nn.Linear(4, 4), Sequential(Product(Sequential(nn.Linear(4, 4), ShortConv(4)), nn.Linear(4, 4)), S4D(4, 4))
+        ),
+        nn.Linear(4, 4),
+    ),
+}
+
+CAUSAL = {**SSM, **SHARED, **TAPS, **COMPOSED}
 
 BIDIRECTIONAL = {
     "S4": lambda: S4(3, 8, bidirectional=True),
     "S4, tied channels": lambda: S4(6, 8, channels=2, n_ssm=2, bidirectional=True),
     "S4D": lambda: S4D(3, 8, bidirectional=True),
     "S4D, channels": lambda: S4D(3, 8, channels=2, bidirectional=True),
+}
+
+SHARED_BIDIRECTIONAL = {
+    "S5": lambda: S5(3, 8, bidirectional=True),
+    "S5, blocks": lambda: S5(3, 8, blocks=2, discretization="bilinear", bidirectional=True),
 }
 
 FORWARD_ONLY = {

@@ -78,3 +78,51 @@ def forward(layer, u, rate=1.0):
             y[k, :, h] += [(c @ x).real for c in C[layer.channels :]]
             x = A @ x + b * u[k, h]
     return y.reshape(L, layer.channels * H)
+
+
+def _s5(p, layer, rate):
+    """Poles, input matrix and output rows (ways, H, N) of both halves of the pairs, and D."""
+    poles = _both(np.minimum(p["A_real"], -1e-4 if layer.clip_eigs else np.inf) + 1j * p["A_imag"])
+    steps = rate * np.exp(np.concatenate([p["log_dt"], p["log_dt"]]))
+    B, C = _both(_pair(p["B"])), np.moveaxis(_both(np.moveaxis(_pair(p["C"]), -1, 0)), 0, -1)
+    rule = layer.discretization if isinstance(layer.discretization, str) else layer.discretization.__name__
+    if rule == "bilinear":
+        a, gain = (1 + steps / 2 * poles) / (1 - steps / 2 * poles), steps / (1 - steps / 2 * poles)
+    else:
+        assert rule == "zoh"
+        a, gain = np.exp(steps * poles), np.expm1(steps * poles) / poles
+    return a, gain[:, None] * B, C, p["D"]
+
+
+def _lru(p, layer, rate):
+    assert rate == 1
+    a = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    return a, np.exp(p["gamma_log"])[:, None] * _pair(p["B"]), _pair(p["C"])[None], p["D"]
+
+
+def shared_forward(layer, u, rate=1.0):
+    """The output (L, H) and the last state of S5 and LRU for an input (L, H), sample by sample; all in complex128.
+
+    Of a layer that is bidirectional, the second C reads the states of the sequence run backwards.
+    """
+    a, B, C, D = (_s5 if type(layer).__name__ == "S5" else _lru)(_parameters(layer), layer, rate)
+    y, last = D * u, None
+    for rows, order in zip(C, (range(len(u)), reversed(range(len(u)))), strict=False):
+        s = np.zeros(len(a), dtype=complex)
+        for k in order:
+            s = a * s + B @ u[k]
+            y[k] += (rows @ s).real
+        last = s if last is None else last
+    return y, last
+
+
+def short_conv(layer, u):
+    """The output (L, H) of ShortConv for an input (L, H)."""
+    p = _parameters(layer)
+    w, y = p["weight"][:, 0], np.zeros_like(u)
+    for k in range(len(u)):
+        y[k] = p.get("bias", 0.0)
+        for j in range(w.shape[1]):
+            if k - j >= 0:
+                y[k] += w[:, -1 - j] * u[k - j]
+    return y

@@ -9,8 +9,10 @@ from . import ops as ops
 from . import states as states
 from . import systems as systems
 from . import testing as testing
+from .layers import LRU as LRU
 from .layers import S4 as S4
 from .layers import S4D as S4D
+from .layers import S5 as S5
 from .layers import Checkpoint as Checkpoint
 from .layers import Concatenate as Concatenate
 from .layers import DownPool as DownPool
@@ -22,6 +24,7 @@ from .layers import Residual as Residual
 from .layers import S4Block as S4Block
 from .layers import SequenceLayer as SequenceLayer
 from .layers import Sequential as Sequential
+from .layers import ShortConv as ShortConv
 from .layers import StateSpaceLayer as StateSpaceLayer
 from .layers import TiedDropout as TiedDropout
 from .layers import UpPool as UpPool
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LRU",
     "S4",
     "S4D",
+    "S5",
     "Checkpoint",
     "Concatenate",
     "DownPool",
@@ -47,6 +52,7 @@ __all__ = [
     "S4Block",
     "SequenceLayer",
     "Sequential",
+    "ShortConv",
     "StateSpaceLayer",
     "TiedDropout",
     "UpPool",

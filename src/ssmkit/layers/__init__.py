@@ -9,17 +9,22 @@ from .chain import Checkpoint as Checkpoint
 from .chain import Residual as Residual
 from .chain import Sequential as Sequential
 from .dropout import TiedDropout as TiedDropout
+from .lru import LRU as LRU
 from .pointwise import Pointwise as Pointwise
 from .pooling import DownPool as DownPool
 from .pooling import MultiRate as MultiRate
 from .pooling import UpPool as UpPool
 from .s4 import S4 as S4
 from .s4d import S4D as S4D
+from .s5 import S5 as S5
+from .short_conv import ShortConv as ShortConv
 from .statespace import StateSpaceLayer as StateSpaceLayer
 
 __all__ = [
+    "LRU",
     "S4",
     "S4D",
+    "S5",
     "Checkpoint",
     "Concatenate",
     "DownPool",
@@ -31,6 +36,7 @@ __all__ = [
     "S4Block",
     "SequenceLayer",
     "Sequential",
+    "ShortConv",
     "StateSpaceLayer",
     "TiedDropout",
     "UpPool",

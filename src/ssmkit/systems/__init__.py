@@ -15,10 +15,13 @@ from .diagonal import zoh as zoh
 from .dplr import DPLR as DPLR
 from .dplr import DiscreteDPLR as DiscreteDPLR
 from .shared import SharedDiagonal as SharedDiagonal
+from .taps import Taps as Taps
+from .two_sided import BothWays as BothWays
 from .two_sided import TwoSided as TwoSided
 
 __all__ = [
     "DPLR",
+    "BothWays",
     "Dense",
     "Diagonal",
     "DiscreteDPLR",
@@ -27,6 +30,7 @@ __all__ = [
     "ForwardSystem",
     "SharedDiagonal",
     "System",
+    "Taps",
     "TwoSided",
     "bilinear",
     "dense_bilinear",

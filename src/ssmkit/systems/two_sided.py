@@ -1,4 +1,4 @@
-"""A system that looks at the past and the future."""
+"""Systems that look at the past and the future."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..ops.conv import two_sided_conv
-from .base import ForwardSystem
+from .base import ForwardSystem, System
 from .per_feature import PerFeature, add_direct
 
-__all__ = ["TwoSided"]
+__all__ = ["BothWays", "TwoSided"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +52,51 @@ class TwoSided(ForwardSystem):
         """Input (B, L, H) to output (B, L, C H); L at least 1."""
         past, future = self.kernel(u.shape[1]).chunk(2)
         return two_sided_conv(u, add_direct(past, self.system.D[: len(past)]), future)
+
+
+@dataclass(frozen=True, eq=False)
+class BothWays(ForwardSystem):
+    r"""Two systems over the same input, one of which runs backwards, whose outputs are added.
+
+    .. math:: y = f(u) + R\, g(R u), \qquad (R u)_k = u_{L-1-k}
+
+    Both read the present sample.
+
+    Raises:
+        ValueError: If the widths differ.
+
+    Example:
+        >>> system = ssmkit.S5(4, bidirectional=True).system()
+        >>> u = torch.randn(1, 9, 4)
+        >>> torch.equal(system.forward(u), system.past.forward(u) + system.future.forward(u.flip(1)).flip(1))
+        True
+    """
+
+    past: System
+    """f."""
+    future: System
+    """g."""
+
+    def __post_init__(self) -> None:
+        widths = [(system.d_input, system.d_output) for system in (self.past, self.future)]
+        if widths[0] != widths[1]:
+            raise ValueError(f"BothWays: the systems must have the same widths, got {widths[0]} and {widths[1]}.")
+
+    @property
+    def d_input(self) -> int:
+        """That of both systems."""
+        return self.past.d_input
+
+    @property
+    def d_output(self) -> int:
+        """That of both systems."""
+        return self.past.d_output
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the system that runs forwards."""
+        return self.past.dtype
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Input (B, L, d_input) to output (B, L, d_output); L at least 1."""
+        return self.past.forward(u) + self.future.forward(u.flip(1)).flip(1)
