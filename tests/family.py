@@ -8,9 +8,11 @@ from ssmkit import (
     S4,
     S4D,
     S5,
+    S6,
     Checkpoint,
     Concatenate,
     ForwardLayer,
+    Mamba,
     MultiRate,
     Pointwise,
     Product,
@@ -135,6 +137,20 @@ TAPS = {
     "ShortConv, wide": lambda: ShortConv(50),
 }
 
+SELECTIVE = {
+    "S6": lambda: S6(6, 3),
+    "S6, N=1": lambda: S6(4, 1, dt_rank=3),
+    "S6, groups": lambda: S6(6, 3, ngroups=2),
+    "S6, fixed B, groups": lambda: S6(6, 3, ngroups=3, variable_B=False),
+    "S6, fixed C": lambda: S6(6, 3, variable_C=False),
+    "S6, fixed B and C": lambda: S6(4, 2, variable_B=False, variable_C=False),
+    "S6, slow": lambda: S6(4, 3, dt_min=1e-5, dt_max=2e-5, dt_init_floor=1e-6),
+    "S6, fast": lambda: S6(4, 3, dt_min=0.1, dt_max=10.0),
+    "S6, dropout": lambda: S6(4, 3, dropout=0.5),
+    "S6, wide": lambda: S6(50, 4),
+}
+"""Step sizes and gains from the input."""
+
 # The norms at the end have an eps that keeps them well conditioned: where all inputs are near zero, a norm without one
 # makes large errors of small ones, whatever the mode.
 COMPOSED = {
@@ -195,6 +211,11 @@ COMPOSED |= {
     "S4Block of S5": lambda: S4Block(4, S5(4, 8), glu=True),
     "MultiRate of S5": lambda: MultiRate(2, Sequential(ShortConv(4), nn.SiLU(), S5(4, 8)), 3),
     "Residual of LRU": lambda: Residual(nn.LayerNorm(3), LRU(3, 8), nn.GELU()),
+    "Mamba": lambda: Mamba(4),
+    "Mamba, biases, expand 1": lambda: Mamba(5, 3, 2, 1, dt_rank=2, bias=True, conv_bias=False),
+    "Residual of Mamba": lambda: Sequential(*(Residual(nn.RMSNorm(4, eps=0.1), Mamba(4, 3)) for _ in range(2))),
+    "MultiRate of Mamba": lambda: MultiRate(2, Mamba(4, 3), 3),
+    "wide Mamba": lambda: Mamba(33, 3),
     "H3": lambda: Sequential(
         Product(
             nn.Linear(4, 4), Sequential(Product(Sequential(nn.Linear(4, 4), ShortConv(4)), nn.Linear(4, 4)), S4D(4, 4))
@@ -203,7 +224,7 @@ COMPOSED |= {
     ),
 }
 
-CAUSAL = {**SSM, **SHARED, **TAPS, **COMPOSED}
+CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **COMPOSED}
 
 BIDIRECTIONAL = {
     "S4": lambda: S4(3, 8, bidirectional=True),

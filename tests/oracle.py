@@ -126,3 +126,43 @@ def short_conv(layer, u):
             if k - j >= 0:
                 y[k] += w[:, -1 - j] * u[k - j]
     return y
+
+
+def selective(layer, u, rate=1.0):
+    """The output (L, E) and the last state (E, N) of S6 for an input (L, E), one feature and state at a time."""
+    p = _parameters(layer)
+    L, E = u.shape
+    N, R, G = layer.d_state, layer.dt_rank, layer.ngroups
+    h, y = np.zeros((E, N)), np.zeros((L, E))
+    for k in range(L):
+        found = p["x_proj.weight"] @ u[k]
+        rest = found[R:]
+        gains = {}
+        for name in "BC":
+            if name in p:
+                gains[name] = p[name]
+            else:
+                groups, rest = rest[: G * N].reshape(G, N), rest[G * N :]
+                gains[name] = np.stack([groups[e * G // E] for e in range(E)])
+        assert not len(rest)
+        dt = rate * np.log1p(np.exp(p["dt_proj.weight"] @ found[:R] + p["dt_proj.bias"]))
+        for e in range(E):
+            for n in range(N):
+                h[e, n] = np.exp(-dt[e] * np.exp(p["A_log"][e, n])) * h[e, n] + dt[e] * gains["B"][e, n] * u[k, e]
+            y[k, e] = gains["C"][e] @ h[e] + p["D"][e] * u[k, e]
+    return y, h
+
+
+def mamba(layer, u, rate=1.0):
+    """The output (L, d) of a Mamba block, from its parts."""
+    p = _parameters(layer)
+
+    def linear(name, v):
+        return v @ p[f"{name}.module.weight"].T + p.get(f"{name}.module.bias", 0.0)
+
+    def silu(v):
+        return v / (1 + np.exp(-v))
+
+    x = silu(short_conv(layer["mixer"]["x"]["conv"], linear("layers.mixer.layers.x.layers.in_proj", u)))
+    y, _ = selective(layer["mixer"]["x"]["ssm"], x, rate)
+    return linear("layers.out_proj", y * silu(linear("layers.mixer.layers.z.layers.in_proj", u)))

@@ -13,10 +13,12 @@ from .layers import LRU as LRU
 from .layers import S4 as S4
 from .layers import S4D as S4D
 from .layers import S5 as S5
+from .layers import S6 as S6
 from .layers import Checkpoint as Checkpoint
 from .layers import Concatenate as Concatenate
 from .layers import DownPool as DownPool
 from .layers import ForwardLayer as ForwardLayer
+from .layers import Mamba as Mamba
 from .layers import MultiRate as MultiRate
 from .layers import Pointwise as Pointwise
 from .layers import Product as Product
@@ -41,10 +43,12 @@ __all__ = [
     "S4",
     "S4D",
     "S5",
+    "S6",
     "Checkpoint",
     "Concatenate",
     "DownPool",
     "ForwardLayer",
+    "Mamba",
     "MultiRate",
     "Pointwise",
     "Product",

@@ -10,6 +10,8 @@ from .chain import Residual as Residual
 from .chain import Sequential as Sequential
 from .dropout import TiedDropout as TiedDropout
 from .lru import LRU as LRU
+from .mamba import S6 as S6
+from .mamba import Mamba as Mamba
 from .pointwise import Pointwise as Pointwise
 from .pooling import DownPool as DownPool
 from .pooling import MultiRate as MultiRate
@@ -25,10 +27,12 @@ __all__ = [
     "S4",
     "S4D",
     "S5",
+    "S6",
     "Checkpoint",
     "Concatenate",
     "DownPool",
     "ForwardLayer",
+    "Mamba",
     "MultiRate",
     "Pointwise",
     "Product",

@@ -79,7 +79,6 @@ class S5(StateSpaceLayer):
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ("A_real", "A_imag", "B", "log_dt")
-    SYSTEM = (SharedDiagonal, BothWays)
 
     def __init__(
         self,
@@ -173,4 +172,5 @@ def _lecun_normal(*shape: int, fan: int) -> Tensor:
     """Normal numbers cut at two standard deviations, of variance 1 / fan, in float64."""
     x = torch.empty(shape, dtype=torch.double)
     # The cut takes the standard deviation to 0.8796 of what it was.
-    return nn.init.trunc_normal_(x, a=-2.0, b=2.0) / (0.87962566103423978 * fan**0.5)
+    nn.init.trunc_normal_(x, a=-2.0, b=2.0)
+    return x / (0.87962566103423978 * fan**0.5)

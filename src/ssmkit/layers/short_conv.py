@@ -33,6 +33,8 @@ class ShortConv(StateSpaceLayer):
         d_model: The number of features :math:`H`.
         d_conv: The number of taps :math:`K`.
         bias: Whether each feature has a bias :math:`b`.
+        any_rate: Whether another `rate` than 1 is accepted, and changes nothing: for blocks in which other layers have
+            a step size, such as :class:`ssmkit.Mamba`.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
 
@@ -44,7 +46,7 @@ class ShortConv(StateSpaceLayer):
         - `weight` :math:`(H, 1, K)` and `bias` :math:`(H)`: those of `torch.nn.Conv1d` with `groups=H`.
 
     Units:
-        Taps count samples: the layer has no step size, and refuses any `rate` but 1.
+        Taps count samples: the layer has no step size, and refuses any `rate` but 1, unless `any_rate` is set.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -66,6 +68,7 @@ class ShortConv(StateSpaceLayer):
         d_conv: int = 4,
         *,
         bias: bool = True,
+        any_rate: bool = False,
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -73,7 +76,7 @@ class ShortConv(StateSpaceLayer):
         _checks.integer("ShortConv", "d_model", d_model)
         _checks.integer("ShortConv", "d_conv", d_conv)
         super().__init__(d_model, d_model, (d_conv - 1, d_model), dropout=dropout)
-        self.d_model, self.d_conv = d_model, d_conv
+        self.d_model, self.d_conv, self.any_rate = d_model, d_conv, any_rate
         dtype = _checks.dtype("ShortConv", dtype)
         self.weight = nn.Parameter(torch.empty(d_model, 1, d_conv, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype)) if bias else None
@@ -89,16 +92,18 @@ class ShortConv(StateSpaceLayer):
         """Makes the system of the weights as they are now.
 
         Arguments:
-            rate: 1, as taps count samples.
+            rate: 1, as taps count samples, unless `any_rate` is set.
 
         Returns:
             The taps.
 
         Raises:
-            ValueError: If `rate` is not 1.
+            ValueError: If `rate` is not 1, and may not be another.
         """
-        if rate != 1:
-            raise ValueError(f"ShortConv: `rate` must be 1, since the taps count samples, got {rate}.")
+        if rate != 1 and not self.any_rate:
+            raise ValueError(
+                f"ShortConv: `rate` must be 1, as the taps count samples, got {rate}; set `any_rate` to accept others."
+            )
         w = self.weight[:, 0].mT
         return Taps(w, w.new_zeros(self.d_model) if self.bias is None else self.bias)
 

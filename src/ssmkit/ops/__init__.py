@@ -10,6 +10,8 @@ from .krylov import krylov as krylov
 from .krylov import naive_krylov as naive_krylov
 from .recurrence import naive_recurrence as naive_recurrence
 from .recurrence import recurrence as recurrence
+from .selective import naive_selective_scan as naive_selective_scan
+from .selective import selective_scan as selective_scan
 from .vandermonde import naive_vandermonde as naive_vandermonde
 from .vandermonde import naive_vandermonde_transpose as naive_vandermonde_transpose
 from .vandermonde import vandermonde as vandermonde
@@ -24,9 +26,11 @@ __all__ = [
     "naive_causal_conv",
     "naive_krylov",
     "naive_recurrence",
+    "naive_selective_scan",
     "naive_vandermonde",
     "naive_vandermonde_transpose",
     "recurrence",
+    "selective_scan",
     "two_sided_conv",
     "vandermonde",
     "vandermonde_transpose",

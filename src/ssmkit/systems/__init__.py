@@ -14,6 +14,7 @@ from .diagonal import bilinear as bilinear
 from .diagonal import zoh as zoh
 from .dplr import DPLR as DPLR
 from .dplr import DiscreteDPLR as DiscreteDPLR
+from .selective import Selective as Selective
 from .shared import SharedDiagonal as SharedDiagonal
 from .taps import Taps as Taps
 from .two_sided import BothWays as BothWays
@@ -28,6 +29,7 @@ __all__ = [
     "DiscreteDense",
     "DiscreteDiagonal",
     "ForwardSystem",
+    "Selective",
     "SharedDiagonal",
     "System",
     "Taps",

@@ -1,0 +1,260 @@
+r"""A diagonal recurrence whose coefficients come from the input: the core of selective state-space layers (S6).
+
+.. math:: h_k = e^{\Delta_k A} \circ h_{k-1} + \Delta_k u_k B_k, \qquad y_k = \sum_n C_{k,n} h_{k,n}
+
+for every feature with N states. The states of a sequence are never held together: they are made in blocks of a few
+samples and rows of the batch, the outputs of a block are taken while its states are in the cache, and the backward pass
+makes a block's states again from the state at its beginning. So memory grows with batch, length and width.
+
+The recurrence runs sample by sample inside a block, all rows, features and states at once. No product of decays over
+several samples is formed, so that decays of any strength lose no digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["naive_selective_scan", "selective_scan"]
+
+_BLOCK = 1 << 19
+"""Numbers in the states of a block: a few such tensors stay in the cache."""
+_SAMPLES = 16
+"""The least samples of a block: a state is kept for each block, so that N / 16 numbers are kept per output at most."""
+
+
+def naive_selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The definition of :func:`selective_scan`, sample by sample."""
+    u, dt, A, B, C, x = _arguments(u, dt, A, B, C, x)
+    _, L, E = u.shape
+    rows = []
+    for k in range(L):
+        b, c = (v if v.ndim == 2 else v[:, k].repeat_interleave(E // v.shape[2], dim=1) for v in (B, C))
+        x = (dt[:, k, :, None] * A).exp() * x + (dt[:, k] * u[:, k])[..., None] * b
+        rows.append((c * x).sum(-1))
+    return (torch.stack(rows, dim=1) if rows else u.clone()), x
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Runs a diagonal recurrence whose step sizes and gains vary over time.
+
+    .. math::
+        h_k = e^{\Delta_k A} \circ h_{k-1} + (\Delta_k u_k) B_k, \qquad y_k = \sum_n C_{k,n} h_{k,n},
+        \qquad k = 0, \dots, L - 1
+
+    References:
+        | Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023), Section 3 and Algorithm 2
+        | https://arxiv.org/abs/2312.00752
+
+    Arguments:
+        u: The input, with shape :math:`(b, L, E)`.
+        dt: The step sizes :math:`\Delta`, in the time unit of `A`, with shape :math:`(b, L, E)`.
+        A: The poles, real, in 1 / time, with shape :math:`(E, N)`.
+        B: The input gains: with shape :math:`(b, L, G, N)`, where each of G groups of :math:`E / G` neighbouring
+            features has its own; or :math:`(E, N)`, the same at all times.
+        C: The output gains, likewise.
+        x: The first state :math:`h_{-1}`, with shape :math:`(b, E, N)`; by default zero.
+
+    Returns:
+        The output, with shape :math:`(b, L, E)`, and the last state, with shape :math:`(b, E, N)`. Gradients flow to
+        all arguments.
+
+    Raises:
+        TypeError: If an argument is not a real floating tensor.
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> one = torch.ones(1, 4, 1)
+        >>> y, last = selective_scan(one, one, torch.log(torch.tensor([[0.5]])), torch.ones(1, 1), torch.ones(1, 1))
+        >>> y.flatten()
+        tensor([1.0000, 1.5000, 1.7500, 1.8750])
+    """
+    u, dt, A, B, C, x = _arguments(u, dt, A, B, C, x)
+    if not u.numel():
+        return u.clone(), x
+    found: tuple[Tensor, Tensor] = _Selective.apply(u, dt, A, B, C, x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _arguments(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
+    """All in one dtype, and of shapes that fit."""
+    given = {"u": u, "dt": dt, "A": A, "B": B, "C": C} | ({} if x is None else {"x": x})
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"selective_scan: `{name}` must be a real floating tensor, got {got}.")
+    b, L, E = u.shape if u.ndim == 3 else (-1, -1, -1)
+    N = A.shape[-1]
+    fits = u.shape == dt.shape == (b, L, E) and A.shape == (E, N) and (x is None or x.shape == (b, E, N))
+    for gain in (B, C):
+        groups = gain.shape[2] if gain.ndim == 4 else 1
+        fits = fits and gain.shape in ((E, N), (b, L, groups, N)) and groups > 0 and E % groups == 0
+    if not fits:
+        got = ", ".join(str(tuple(value.shape)) for value in given.values())
+        raise ValueError(
+            "selective_scan: `u` and `dt` must have shape (b, L, E), `A` (E, N), `B` and `C` (b, L, G, N) with G "
+            f"dividing E, or (E, N), and `x` (b, E, N), got {got}."
+        )
+    x = u.new_zeros(b, E, N) if x is None else x
+    dtype = u.dtype
+    for value in given.values():
+        dtype = torch.promote_types(dtype, value.dtype)
+    return tuple(value.to(dtype) for value in (u, dt, A, B, C, x))
+
+
+class _Blocks:
+    """The arguments with time first and features last, G groups apart, in blocks of some samples.
+
+    Features are last, so that products broadcast over N in long rows. All of it is cut into the most groups that one of
+    B and C has.
+    """
+
+    def __init__(self, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
+        b, self.L, E = u.shape
+        self.G = max(v.shape[2] if v.ndim == 4 else 1 for v in (B, C))
+        self.E, self.N, self.b = E, A.shape[1], b
+        self.u, self.dt = self.rows(u), self.rows(dt)
+        self.A = self.columns(A)
+        self.B, self.C = self.gains(B), self.gains(C)
+        self.T = max(_SAMPLES, _BLOCK // max(1, b * E * self.N))
+
+    def rows(self, v: Tensor) -> Tensor:
+        """(b, L, E) to (L, b, G, 1, E / G)."""
+        out: Tensor = v.transpose(0, 1).unflatten(-1, (self.G, 1, -1))
+        return out
+
+    def columns(self, v: Tensor) -> Tensor:
+        """(*, E, N) to (*, G, N, E / G), with features side by side."""
+        out: Tensor = v.unflatten(-2, (self.G, -1)).mT.contiguous()
+        return out
+
+    def gains(self, v: Tensor) -> Tensor:
+        """Gains as (L or 1, b or 1, G, N, E / G or 1)."""
+        if v.ndim == 2:
+            return self.columns(v)[None, None]
+        v = v.transpose(0, 1)
+        return (v if v.shape[2] == self.G else v.expand(-1, -1, self.G, -1))[..., None]
+
+    def spans(self) -> Iterator[slice]:
+        """The blocks' samples."""
+        for start in range(0, self.L, self.T):
+            yield slice(start, min(self.L, start + self.T))
+
+    def at(self, gains: Tensor, span: slice) -> Tensor:
+        """Gains of a block."""
+        return gains if len(gains) == 1 else gains[span]
+
+    def decays_and_states(self, span: slice, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """exp(Δ A), and the states, both (T, b, G, N, E / G), and Δ u."""
+        dt = self.dt[span]
+        decay = (dt * self.A).exp_()
+        flow = dt * self.u[span]
+        states = flow * self.at(self.B, span)
+        for k in range(len(states)):
+            x = states[k].addcmul_(decay[k], x)
+        return decay, states, flow
+
+
+def _over_states(gains: Tensor, states: Tensor) -> Tensor:
+    """The sum over N of gains and states: (T, b, G, 1, E / G)."""
+    if gains.shape[-1] == 1 and gains.shape[:3] == states.shape[:3]:
+        return gains.mT @ states
+    return (gains * states).sum(-2, keepdim=True)
+
+
+def _into(gains: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+    """The gradient of gains, from rows (T, b, G, 1, E / G) and states: summed to the shape of the gains."""
+    if gains.shape[-1] == 1:
+        return states @ rows.mT
+    return (rows * states).sum((0, 1), keepdim=True)
+
+
+def _pieces(u: Tensor, A: Tensor) -> Iterator[slice]:
+    """Rows of the batch whose blocks are of the right size together."""
+    rows = max(1, _BLOCK // (_SAMPLES * A.numel()))
+    for start in range(0, len(u), rows):
+        yield slice(start, start + rows)
+
+
+def _of_rows(rows: slice, *values: Tensor) -> list[Tensor]:
+    """Some rows of each; gains that are the same at all times have none."""
+    return [value if value.ndim == 2 else value[rows] for value in values]
+
+
+class _Selective(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, last, starts = torch.empty_like(u), torch.empty_like(x), []
+        for rows in _pieces(u, A):
+            blocks = _Blocks(*_of_rows(rows, u, dt, A, B, C))
+            out, state = blocks.rows(y[rows]), blocks.columns(x[rows])
+            for span in blocks.spans():
+                starts.append(state)
+                _, states, _ = blocks.decays_and_states(span, state)
+                out[span] = _over_states(blocks.at(blocks.C, span), states)
+                # A copy: a view would keep the states of the whole block.
+                state = states[-1].clone()
+            last[rows] = state.mT.flatten(1, 2)
+        ctx.save_for_backward(u, dt, A, B, C, *starts)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, glast: Tensor) -> tuple[Tensor, ...]:
+        u, dt, A, B, C, *starts = ctx.saved_tensors
+        gu, gdt, gx = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(glast)
+        gA, gB, gC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
+        kept = iter(starts)
+        for rows in _pieces(u, A):
+            blocks = _Blocks(*_of_rows(rows, u, dt, A, B, C))
+            spans = list(blocks.spans())
+            firsts = [next(kept) for _ in spans]
+            found = _backward(blocks, spans, firsts, blocks.rows(gy[rows]), blocks.columns(glast[rows]))
+            back, poles, into, out, g = found
+            for target, rows_of in zip((gu, gdt), back, strict=True):
+                target[rows] = rows_of.flatten(2).transpose(0, 1)
+            gA += poles.mT.flatten(0, 1)
+            for target, grad in ((gB, into), (gC, out)):
+                if target.ndim == 2:
+                    target += grad[0, 0].mT.flatten(0, 1)
+                else:
+                    grad = grad[..., 0].transpose(0, 1)
+                    target[rows] = grad if target.shape[2] == blocks.G else grad.sum(2, keepdim=True)
+            gx[rows] = g.mT.flatten(1, 2)
+        return gu, gdt, gA, gB, gC, gx
+
+
+def _backward(
+    blocks: _Blocks, spans: list[slice], starts: list[Tensor], gy: Tensor, g: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (u, Δ), A, B, C and the first state, from those of the outputs and of the last state."""
+    gu, gdt = torch.empty_like(blocks.u), torch.empty_like(blocks.dt)
+    gA, gB, gC = torch.zeros_like(blocks.A), torch.zeros_like(blocks.B), torch.zeros_like(blocks.C)
+    for span, start in zip(reversed(spans), reversed(starts), strict=True):
+        decay, states, flow = blocks.decays_and_states(span, start)
+        b, c = blocks.at(blocks.B, span), blocks.at(blocks.C, span)
+        blocks.at(gC, span).add_(_into(c, gy[span], states))
+        # The adjoint of the recurrence is the recurrence run backwards.
+        G = gy[span] * c
+        G[-1] += g
+        for k in range(len(G) - 2, -1, -1):
+            G[k].addcmul_(decay[k + 1], G[k + 1])
+        g = decay[0] * G[0]
+        blocks.at(gB, span).add_(_into(b, flow, G))
+        gflow = _over_states(b, G)
+        # From here on `decay` is the gradient of the exponent Δ A, which is G exp(Δ A) h_(k-1).
+        decay[0] *= start
+        decay[1:] *= states[:-1]
+        decay *= G
+        gu[span] = gflow * blocks.dt[span]
+        gdt[span] = gflow * blocks.u[span] + (decay * blocks.A).sum(-2, keepdim=True)
+        gA += decay.mul_(blocks.dt[span]).sum((0, 1))
+    return (gu, gdt), gA, gB, gC, g
