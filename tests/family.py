@@ -13,6 +13,7 @@ from ssmkit import (
     Concatenate,
     ForwardLayer,
     Mamba,
+    Mamba2,
     MultiRate,
     Pointwise,
     Product,
@@ -22,6 +23,7 @@ from ssmkit import (
     ShortConv,
     TiedDropout,
     hippo,
+    layers,
     systems,
 )
 
@@ -151,6 +153,15 @@ SELECTIVE = {
 }
 """Step sizes and gains from the input."""
 
+HEADS = {
+    "SSD": lambda: layers.SSD(6, 3, headdim=2),
+    "SSD, groups, D of features": lambda: layers.SSD(8, 3, headdim=2, ngroups=2, D_has_hdim=True),
+    "SSD, limits": lambda: layers.SSD(4, 3, headdim=4, dt_limit=(0.2, 0.6)),
+    "SSD, dropout": lambda: layers.SSD(4, 2, headdim=2, dropout=0.5),
+    "SSD, wide": lambda: layers.SSD(51, 4, headdim=17),
+}
+"""One decay per head."""
+
 # The norms at the end have an eps that keeps them well conditioned: where all inputs are near zero, a norm without one
 # makes large errors of small ones, whatever the mode.
 COMPOSED = {
@@ -214,6 +225,14 @@ COMPOSED |= {
     "Mamba": lambda: Mamba(4),
     "Mamba, biases, expand 1": lambda: Mamba(5, 3, 2, 1, dt_rank=2, bias=True, conv_bias=False),
     "Residual of Mamba": lambda: Sequential(*(Residual(nn.RMSNorm(4, eps=0.1), Mamba(4, 3)) for _ in range(2))),
+    "Mamba2": lambda: Mamba2(4, 3, headdim=4),
+    "Mamba2, groups, biases": lambda: Mamba2(6, 3, 3, headdim=3, ngroups=2, bias=True, conv_bias=False),
+    "Mamba2, norm before gate": lambda: Mamba2(4, 3, headdim=2, norm_before_gate=True, ngroups=2),
+    "Mamba2, no norm": lambda: Mamba2(4, 3, headdim=8, expand=4, rmsnorm=False, dt_limit=(0.05, 0.1)),
+    "Residual of Mamba2": lambda: Sequential(
+        *(Residual(nn.RMSNorm(4, eps=0.1), Mamba2(4, 3, headdim=4)) for _ in "ab")
+    ),
+    "MultiRate of Mamba2": lambda: MultiRate(2, Mamba2(4, 3, headdim=4), 3),
     "MultiRate of Mamba": lambda: MultiRate(2, Mamba(4, 3), 3),
     "wide Mamba": lambda: Mamba(33, 3),
     "H3": lambda: Sequential(
@@ -224,7 +243,7 @@ COMPOSED |= {
     ),
 }
 
-CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **COMPOSED}
+CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}
 
 BIDIRECTIONAL = {
     "S4": lambda: S4(3, 8, bidirectional=True),

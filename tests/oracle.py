@@ -153,6 +153,47 @@ def selective(layer, u, rate=1.0):
     return y, h
 
 
+def ssd(layer, u, rate=1.0):
+    """The output (L, H P) and the last state (H, P, N) of SSD for an input (L, H P + 2 G N + H)."""
+    p = _parameters(layer)
+    H, P, N, G = layer.nheads, layer.headdim, layer.d_state, layer.ngroups
+    h, y = np.zeros((H, P, N)), np.zeros((len(u), H, P))
+    for k, row in enumerate(u):
+        x, B, C, r = np.split(row, np.cumsum([H * P, G * N, G * N]))
+        for i in range(H):
+            dt = rate * np.clip(np.log1p(np.exp(r[i] + p["dt_bias"][i])), *layer.dt_limit)
+            v, b, c = x[i * P : (i + 1) * P], *(g.reshape(G, N)[i * G // H] for g in (B, C))
+            h[i] = np.exp(-dt * np.exp(p["A_log"][i])) * h[i] + dt * np.outer(v, b)
+            y[k, i] = h[i] @ c + (p["D"][i * P : (i + 1) * P] if layer.D_has_hdim else p["D"][i]) * v
+    return y.reshape(len(u), -1), h
+
+
+def mamba2(layer, u, rate=1.0):
+    """The output (L, d) of a Mamba-2 block, from its parts."""
+    p = _parameters(layer)
+
+    def linear(name, v):
+        return v @ p[f"{name}.module.weight"].T + p.get(f"{name}.module.bias", 0.0)
+
+    def silu(v):
+        return v / (1 + np.exp(-v))
+
+    def norm(v):
+        name = next((name for name in p if name.endswith("norm.module.weight")), None)
+        if name is None:
+            return v
+        parts = v.reshape(len(v), core.ngroups, -1)
+        return (parts / np.sqrt((parts**2).mean(-1, keepdims=True) + 1e-5)).reshape(v.shape) * p[name]
+
+    ssm, core = "layers.mixer.layers.ssm.layers", layer["mixer"]["ssm"]["ssd"]
+    mixed = linear(f"{ssm}.input.layers.xBC.layers.in_proj", u)
+    mixed = silu(short_conv(layer["mixer"]["ssm"]["input"]["xBC"]["conv"], mixed))
+    y, _ = ssd(core, np.concatenate([mixed, linear(f"{ssm}.input.layers.dt", u)], axis=1), rate)
+    gate = silu(linear("layers.mixer.layers.z.layers.in_proj", u))
+    before = any(name.startswith(ssm) and "norm" in name for name in p)
+    return linear("layers.out_proj", norm(y) * gate if before else norm(y * gate))
+
+
 def mamba(layer, u, rate=1.0):
     """The output (L, d) of a Mamba block, from its parts."""
     p = _parameters(layer)

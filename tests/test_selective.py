@@ -208,7 +208,7 @@ def test_bad_input_gets_a_sentence():
         (lambda: Mamba(4, dt_rank=-1), ValueError, "Mamba: `dt_rank` must be"),
         (lambda: Mamba(4, dt_max=1e-4), ValueError, "Mamba: `dt_min` must be less than `dt_max`"),
         (lambda: Mamba(4, dt_init_floor=-1.0), ValueError, "Mamba: `dt_init_floor` must be"),
-        (lambda: Mamba(4).system(0.0), ValueError, "ShortConv: `rate` must be|S6: `rate` must be"),
+        (lambda: Mamba(4)["mixer"]["x"]["ssm"].system(0.0), ValueError, "S6: `rate` must be"),
     ):
         with pytest.raises(error, match=f"^({message})"):
             call()

@@ -19,6 +19,7 @@ from .layers import Concatenate as Concatenate
 from .layers import DownPool as DownPool
 from .layers import ForwardLayer as ForwardLayer
 from .layers import Mamba as Mamba
+from .layers import Mamba2 as Mamba2
 from .layers import MultiRate as MultiRate
 from .layers import Pointwise as Pointwise
 from .layers import Product as Product
@@ -49,6 +50,7 @@ __all__ = [
     "DownPool",
     "ForwardLayer",
     "Mamba",
+    "Mamba2",
     "MultiRate",
     "Pointwise",
     "Product",

@@ -12,6 +12,9 @@ from .dropout import TiedDropout as TiedDropout
 from .lru import LRU as LRU
 from .mamba import S6 as S6
 from .mamba import Mamba as Mamba
+from .mamba2 import SSD as SSD
+from .mamba2 import GroupedRMSNorm as GroupedRMSNorm
+from .mamba2 import Mamba2 as Mamba2
 from .pointwise import Pointwise as Pointwise
 from .pooling import DownPool as DownPool
 from .pooling import MultiRate as MultiRate
@@ -28,11 +31,14 @@ __all__ = [
     "S4D",
     "S5",
     "S6",
+    "SSD",
     "Checkpoint",
     "Concatenate",
     "DownPool",
     "ForwardLayer",
+    "GroupedRMSNorm",
     "Mamba",
+    "Mamba2",
     "MultiRate",
     "Pointwise",
     "Product",

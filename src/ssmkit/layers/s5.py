@@ -173,4 +173,4 @@ def _lecun_normal(*shape: int, fan: int) -> Tensor:
     x = torch.empty(shape, dtype=torch.double)
     # The cut takes the standard deviation to 0.8796 of what it was.
     nn.init.trunc_normal_(x, a=-2.0, b=2.0)
-    return x / (0.87962566103423978 * fan**0.5)
+    return x.div_(0.87962566103423978 * fan**0.5)

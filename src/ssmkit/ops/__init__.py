@@ -12,6 +12,8 @@ from .recurrence import naive_recurrence as naive_recurrence
 from .recurrence import recurrence as recurrence
 from .selective import naive_selective_scan as naive_selective_scan
 from .selective import selective_scan as selective_scan
+from .ssd import naive_ssd_scan as naive_ssd_scan
+from .ssd import ssd_scan as ssd_scan
 from .vandermonde import naive_vandermonde as naive_vandermonde
 from .vandermonde import naive_vandermonde_transpose as naive_vandermonde_transpose
 from .vandermonde import vandermonde as vandermonde
@@ -27,10 +29,12 @@ __all__ = [
     "naive_krylov",
     "naive_recurrence",
     "naive_selective_scan",
+    "naive_ssd_scan",
     "naive_vandermonde",
     "naive_vandermonde_transpose",
     "recurrence",
     "selective_scan",
+    "ssd_scan",
     "two_sided_conv",
     "vandermonde",
     "vandermonde_transpose",

@@ -14,6 +14,7 @@ from .diagonal import bilinear as bilinear
 from .diagonal import zoh as zoh
 from .dplr import DPLR as DPLR
 from .dplr import DiscreteDPLR as DiscreteDPLR
+from .heads import Heads as Heads
 from .selective import Selective as Selective
 from .shared import SharedDiagonal as SharedDiagonal
 from .taps import Taps as Taps
@@ -29,6 +30,7 @@ __all__ = [
     "DiscreteDense",
     "DiscreteDiagonal",
     "ForwardSystem",
+    "Heads",
     "Selective",
     "SharedDiagonal",
     "System",
