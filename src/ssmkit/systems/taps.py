@@ -64,7 +64,7 @@ class Taps(System):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """(K - 1, H): the last inputs, the oldest first."""
+        """The shape (K - 1, H) of the last inputs, the oldest first."""
         return (len(self.w) - 1, self.w.shape[1])
 
     def kernel(self, L: int) -> Tensor:
