@@ -245,6 +245,15 @@ COMPOSED |= {
 
 CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}
 
+NOT_STREAMED = (S5, LRU, ShortConv, S6, layers.SSD, RootMeanSquare)
+"""Layers that no compiled program has yet, and a module that it cannot know."""
+
+
+def streamed(make):
+    """Whether a member runs as a compiled program."""
+    return not any(isinstance(module, NOT_STREAMED) for module in make().modules())
+
+
 BIDIRECTIONAL = {
     "S4": lambda: S4(3, 8, bidirectional=True),
     "S4, tied channels": lambda: S4(6, 8, channels=2, n_ssm=2, bidirectional=True),

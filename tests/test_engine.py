@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ssmkit
-from family import CAUSAL
+from family import CAUSAL, streamed
 from ssmkit import S4, S4D, MultiRate, Residual, S4Block, Sequential, TiedDropout
 from ssmkit.streaming import Engine, kernels
 from ssmkit.streaming.kernels import Op
@@ -129,7 +129,7 @@ def hazards(engine, table, team, samples=7):
 
 
 @pytest.mark.parametrize("team", [2, 3, 5])
-@pytest.mark.parametrize("name", [name for name in (*CAUSAL, *WIDE) if "own module" not in name])
+@pytest.mark.parametrize("name", [name for name, make in {**CAUSAL, **WIDE}.items() if streamed(make)])
 def test_threads_wait_before_they_touch_what_another_wrote(name, team):
     """Walked instruction by instruction, each thread with its own share: no luck is needed."""
     engine = Engine({**CAUSAL, **WIDE}[name]())

@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import ssmkit
-from family import CAUSAL
-from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, SequenceLayer, Sequential, TiedDropout
+from family import CAUSAL, streamed
+from ssmkit import S4, S4D, S5, Mamba, MultiRate, Pointwise, Residual, S4Block, SequenceLayer, Sequential, TiedDropout
 from ssmkit.streaming import Engine
 from ssmkit.streaming.kernels import functions, products, recurrences
 from ssmkit.streaming.lowering import MODULES
 from ssmkit.testing import example_input, relative_error
 
-KNOWN = [name for name in CAUSAL if "own module" not in name]
+KNOWN = [name for name, make in CAUSAL.items() if streamed(make)]
 
 # A module of every kind in the table, with options that are not the defaults.
 POINTWISE = [
@@ -411,6 +411,8 @@ def hooked():
         (lambda: Sequential(nn.Linear(3, 3), Pointwise(Own())), "Own cannot be lowered"),
         (lambda: Sequential(OwnLinear(3, 3)), "OwnLinear cannot be lowered"),
         (lambda: Sequential(S4D(3), Delay()), "Delay cannot be lowered.*`step`"),
+        (lambda: Sequential(S5(3, 4)), "S5 cannot be lowered"),
+        (lambda: Sequential(Mamba(3)), "Mamba cannot be lowered"),
         (lambda: S4(3, bidirectional=True), "Engine: `run` needs causal layers, and S4 is not causal"),
         (hooked, "Linear has forward hooks"),
         (lambda: Sequential(nn.GELU()), "input width"),

@@ -207,8 +207,8 @@ class Mamba(Chain):
         >>> block = ssmkit.Mamba(16)
         >>> block(torch.randn(2, 50, 16)).shape
         torch.Size([2, 50, 16])
-        >>> block["mixer"]["x"]["ssm"]
-        S6(32, d_state=16, dt_rank=1)
+        >>> block["mixer"]["x"]["ssm"].A_log.shape
+        torch.Size([32, 16])
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class GroupedRMSNorm(nn.RMSNorm):
         device, dtype: Of the weight.
 
     Example:
-        >>> norm = GroupedRMSNorm(4, 2, eps=0.0)
+        >>> norm = ssmkit.layers.GroupedRMSNorm(4, 2, eps=0.0)
         >>> norm(torch.tensor([3.0, 3.0, 0.5, -0.5])).detach()
         tensor([ 1.,  1.,  1., -1.])
     """

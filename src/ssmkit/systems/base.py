@@ -146,10 +146,17 @@ class ForwardSystem(ABC):
     def forward(self, u: Tensor) -> Tensor:
         """Input :math:`(B, L, d_{input})` to output :math:`(B, L, d_{output})`, from rest; L at least 1."""
 
-    @functools.cached_property
+    @property
     def shapes(self) -> tuple[int, int, tuple[int, ...] | None]:
         """The widths of input and output, and the shape of the state, or None if there is none."""
-        return self.d_input, self.d_output, None
+        # Kept, since every step compares them. `functools.cached_property` has a lock in some versions of Python, which
+        # torch.compile cannot trace.
+        kept: tuple[int, int, tuple[int, ...] | None] | None = self.__dict__.get("_shapes")
+        if kept is None:
+            kept = self.d_input, self.d_output, getattr(self, "state_shape", None)
+            if not torch.compiler.is_compiling():
+                self.__dict__["_shapes"] = kept
+        return kept
 
     @property
     def coefficients(self) -> list[Tensor]:
@@ -170,7 +177,7 @@ class ForwardSystem(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # Parts are made again from the coefficients: they stay out of pickles and copies.
-        return {name: value for name, value in self.__dict__.items() if name != "_parts"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_parts", "_shapes")}
 
 
 class System(ForwardSystem):
@@ -192,11 +199,6 @@ class System(ForwardSystem):
     @abstractmethod
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the state of one stream."""
-
-    @functools.cached_property
-    def shapes(self) -> tuple[int, int, tuple[int, ...]]:
-        """The widths of input and output, and the shape of the state."""
-        return self.d_input, self.d_output, self.state_shape
 
     @abstractmethod
     def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
