@@ -65,6 +65,17 @@ def test_short_conv_is_the_sum_over_its_taps(name):
         assert relative_error(layer(u), torch.from_numpy(oracle.short_conv(layer, u.numpy()))) < 1e-14
 
 
+@pytest.mark.parametrize("L", [1, 3, 4, 9])
+@torch.no_grad()
+def test_the_kernel_of_taps_is_their_response(L):
+    layer = with_numbers_of_its_own(ShortConv(3).double())
+    impulse = torch.zeros(L, 3, dtype=torch.float64)
+    impulse[0] = 1
+    kernel = layer.system().kernel(L)
+    assert kernel.shape == (1, 3, L)
+    assert relative_error(kernel[0].mT + layer.bias, layer(impulse)) < 1e-14
+
+
 @torch.no_grad()
 def test_short_conv_takes_the_weights_of_conv1d():
     conv = torch.nn.Conv1d(5, 5, 4, groups=5, padding=3)
@@ -140,10 +151,11 @@ def test_lru_starts_in_its_ring():
     assert abs(float(layer.D.detach().std()) - 1) < 0.2
 
 
-def test_lru_of_the_whole_disc_starts_finite():
-    for seed in range(20):
-        torch.manual_seed(seed)
-        assert all(bool(p.isfinite().all()) for p in LRU(2, 500).parameters())
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-53])
+def test_lru_of_the_whole_disc_starts_finite(drawn, monkeypatch):
+    """At the ends of what is drawn the radius would be 1 or 0, and a logarithm infinite."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype: torch.full(shape, drawn, dtype=dtype))
+    assert all(bool(p.isfinite().all()) for p in LRU(2, 8).parameters())
 
 
 def test_their_state_parameters_have_a_rate_of_their_own():

@@ -141,6 +141,15 @@ def test_sizes_follow_the_width():
     assert [name for name, _ in Mamba2(8, 2, headdim=4, rmsnorm=False).layers.named_children()] == ["mixer", "out_proj"]
 
 
+def test_the_norm_is_where_the_option_says():
+    for ngroups in (1, 2):
+        after, before = (Mamba2(8, 2, headdim=4, ngroups=ngroups, norm_before_gate=early) for early in (False, True))
+        assert [name for name, _ in after.layers.named_children()] == ["mixer", "norm", "out_proj"]
+        assert [name for name, _ in after["mixer"]["ssm"].layers.named_children()] == ["input", "ssd"]
+        assert [name for name, _ in before.layers.named_children()] == ["mixer", "out_proj"]
+        assert [name for name, _ in before["mixer"]["ssm"].layers.named_children()] == ["input", "ssd", "norm"]
+
+
 def test_a_grouped_norm_is_a_norm_of_each_group():
     norm = GroupedRMSNorm(6, 2, eps=1e-3).double()
     torch.nn.init.normal_(norm.weight)
