@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -263,6 +264,26 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
 
 
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C while blocks are written: file, count and state are then of the same number of samples."""
+    asked: list[int] = []
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt  # a second one does not wait for the end of a block
+        asked.append(number)
+
+    if ours:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run_generate(args: Generate) -> None:
     """Generates into a WAV file that grows as it goes."""
     trained = load_model(args.model)
@@ -294,12 +315,16 @@ def run_generate(args: Generate) -> None:
         try:
             for file in files:
                 file.write(quantizer.decode(prompt))
+            asked = stack.enter_context(interrupts())
             for classes, nll in generate(engine, streams, length, sampling):
                 for file, row in zip(files, quantizer.decode(classes.cpu()), strict=True):
                     file.write(row)
                 bits += nll.double().sum(1).cpu()
                 done += classes.shape[1]
                 progress.update(classes.numel())
+                if asked:
+                    stopped = True
+                    break
         except KeyboardInterrupt:
             stopped = True
         except BrokenPipeError:
