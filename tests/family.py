@@ -1,5 +1,7 @@
 """The family of layers over which the laws are stated: every layer and container, with every option."""
 
+import functools
+
 import numpy as np
 from torch import nn
 
@@ -249,6 +251,7 @@ NOT_STREAMED = (S5, LRU, ShortConv, S6, layers.SSD, RootMeanSquare)
 """Layers that no compiled program has yet, and a module that it cannot know."""
 
 
+@functools.cache
 def streamed(make):
     """Whether a member runs as a compiled program."""
     return not any(isinstance(module, NOT_STREAMED) for module in make().modules())

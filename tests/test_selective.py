@@ -207,6 +207,9 @@ def test_bad_input_gets_a_sentence():
         (lambda: Mamba(4, d_conv=0), ValueError, "Mamba: `d_conv` must be"),
         (lambda: Mamba(4, dt_rank=-1), ValueError, "Mamba: `dt_rank` must be"),
         (lambda: Mamba(4, dt_max=1e-4), ValueError, "Mamba: `dt_min` must be less than `dt_max`"),
+        (lambda: S6(6, dt_max=float("inf")), ValueError, "S6: `dt_max` must be a positive number, got inf"),
+        (lambda: Mamba(4, dt_max=float("inf")), ValueError, "Mamba: `dt_max` must be a positive number, got inf"),
+        (lambda: selective_scan(u, dt, A[0, 0], B, C), ValueError, "selective_scan: `u` and `dt` must have shape"),
         (lambda: Mamba(4, dt_init_floor=-1.0), ValueError, "Mamba: `dt_init_floor` must be"),
         (lambda: Mamba(4)["mixer"]["x"]["ssm"].system(0.0), ValueError, "S6: `rate` must be"),
     ):

@@ -7,6 +7,7 @@ tensor would synchronise the device and break compilation.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,9 @@ __all__ = [
     "last_axis",
     "less",
     "number",
+    "one_dtype",
     "positive",
+    "positive_range",
     "probability",
     "sequence",
     "shape",
@@ -73,6 +76,14 @@ def less(where: str, low_name: str, low: float, high_name: str, high: float) -> 
         raise ValueError(f"{where}: `{low_name}` must be less than `{high_name}`, got {low!r} and {high!r}.")
 
 
+def positive_range(where: str, low_name: str, low: float, high_name: str, high: float) -> tuple[float, float]:
+    """Two finite numbers above zero, in order."""
+    positive(where, low_name, low)
+    positive(where, high_name, high)
+    less(where, low_name, low, high_name, high)
+    return low, high
+
+
 def at_least(where: str, name: str, value: float, least: float) -> float:
     """A finite number with a lower bound."""
     if not least <= number(where, name, value) < math.inf:
@@ -116,6 +127,16 @@ def floating(where: str, name: str, value: Tensor) -> Tensor:
             "convert it with `.float()`, or put an `nn.Embedding` in front for class indices."
         )
     return value
+
+
+def one_dtype(where: str, **values: Any) -> list[Tensor]:
+    """Real floating tensors, by their names, in the dtype that all of them promote to."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{where}: `{name}` must be a real floating tensor, got {got}.")
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in values.values()))
+    return [value.to(dtype) for value in values.values()]
 
 
 def last_axis(where: str, name: str, value: Tensor, size: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import _checks, hippo
 
-__all__ = ["DIAGONAL", "HIPPO", "Init", "Poles", "inv", "lin", "log_uniform", "poles", "quad", "real"]
+__all__ = ["DIAGONAL", "HIPPO", "Init", "Poles", "inv", "lin", "log_uniform", "poles", "quad", "real", "softplus_steps"]
 
 Init = Callable[[int], tuple[Any, Any]]
 
@@ -254,8 +254,34 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
         >>> log_uniform((3,), 0.1, 0.2).exp().min() >= 0.1
         tensor(True)
     """
-    _checks.positive("log_uniform", "low", low)
-    _checks.positive("log_uniform", "high", high)
-    _checks.less("log_uniform", "low", low, "high", high)
+    _checks.positive_range("log_uniform", "low", low, "high", high)
     low_log, high_log = float(np.log(low)), float(np.log(high))
     return low_log + (high_log - low_log) * torch.rand(shape, dtype=torch.float64)
+
+
+def softplus_steps(shape: tuple[int, ...], low: float, high: float, floor: float) -> Tensor:
+    r"""Draws biases whose softplus is a log-uniform step size, in float64: :math:`\log (e^\Delta - 1)`.
+
+    References:
+        | Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023), Section 3.6
+        | https://arxiv.org/abs/2312.00752
+
+    Arguments:
+        shape: The shape of the result.
+        low: The least step size that is drawn.
+        high: The greatest step size that is drawn.
+        floor: The least step size of the result: smaller ones are raised to it.
+
+    Returns:
+        The biases, with shape `shape`.
+
+    Raises:
+        TypeError: If a bound is not a number.
+        ValueError: If a bound is not positive and finite, or if `low` is not less than `high`.
+
+    Example:
+        >>> torch.nn.functional.softplus(softplus_steps((3,), 0.1, 0.2, 0.15)).min() >= 0.15 * (1 - 1e-9)
+        tensor(True)
+    """
+    dt = log_uniform(shape, low, high).exp().clamp(min=_checks.positive("softplus_steps", "floor", floor))
+    return dt + torch.log(-torch.expm1(-dt))

@@ -55,9 +55,7 @@ class FeaturewiseLayer(StateSpaceLayer):
         d_output = _checks.integer(name, "channels", channels) * d_model
         super().__init__(d_model, d_output, None if bidirectional else state, dropout=dropout)
         self.d_model, self.d_state, self.channels = d_model, d_state, channels
-        self.dt_min = _checks.positive(name, "dt_min", dt_min)
-        self.dt_max = _checks.positive(name, "dt_max", dt_max)
-        _checks.less(name, "dt_min", dt_min, "dt_max", dt_max)
+        self.dt_min, self.dt_max = _checks.positive_range(name, "dt_min", dt_min, "dt_max", dt_max)
         self.n_ssm = d_model if n_ssm is None else _checks.integer(name, "n_ssm", n_ssm)
         if d_model % self.n_ssm:
             raise ValueError(f"{name}: `n_ssm` must divide `d_model`, got {n_ssm} and {d_model}.")

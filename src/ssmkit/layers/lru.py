@@ -6,11 +6,11 @@ import math
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import _checks
-from ..ops.complex import from_pairs
 from ..systems import SharedDiagonal
+from .featurewise import pair
 from .statespace import StateSpaceLayer
 
 __all__ = ["LRU"]
@@ -85,7 +85,7 @@ class LRU(StateSpaceLayer):
         super().__init__(d_model, d_model, (d_state,), dropout=dropout)
         self.d_model, self.d_state = d_model, d_state
         self.r_min = _checks.at_least("LRU", "r_min", r_min, 0.0)
-        _checks.less("LRU", "r_min", r_min, "r_max", r_max)
+        _checks.less("LRU", "r_min", r_min, "r_max", _checks.number("LRU", "r_max", r_max))
         if r_max > 1:
             raise ValueError(
                 f"LRU: `r_max` must be at most 1, since poles outside of the unit circle grow, got {r_max}."
@@ -134,13 +134,9 @@ class LRU(StateSpaceLayer):
             )
         nu, theta, gamma = (x.double().exp() for x in (self.nu_log, self.theta_log, self.gamma_log))
         a = torch.polar(torch.exp(-nu), theta)
-        return SharedDiagonal(a, gamma[:, None] * _complex(self.B), _complex(self.C), self.D)
+        return SharedDiagonal(a, gamma[:, None] * pair(self.B), pair(self.C), self.D)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their simplest value."""
         shown = f"{self.d_model}, d_state={self.d_state}, r_min={self.r_min}, r_max={self.r_max}"
         return shown + (f", dropout={self.dropout}" if self.dropout else "")
-
-
-def _complex(x: Tensor) -> Tensor:
-    return from_pairs(x.double())

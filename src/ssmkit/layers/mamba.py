@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import _checks
-from ..initializers import log_uniform
+from ..initializers import softplus_steps
 from ..systems import Selective
 from .branches import Product
 from .chain import Chain, Sequential
@@ -100,8 +100,7 @@ class S6(StateSpaceLayer):
         self.ngroups = _checks.integer("S6", "ngroups", ngroups)
         if d_model % ngroups:
             raise ValueError(f"S6: `ngroups` must divide `d_model`, got {ngroups} and {d_model}.")
-        self.dt_min, self.dt_max = _checks.positive("S6", "dt_min", dt_min), dt_max
-        _checks.less("S6", "dt_min", dt_min, "dt_max", dt_max)
+        self.dt_min, self.dt_max = _checks.positive_range("S6", "dt_min", dt_min, "dt_max", dt_max)
         self.dt_init_floor = _checks.positive("S6", "dt_init_floor", dt_init_floor)
         given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("S6", dtype)}
 
@@ -124,9 +123,7 @@ class S6(StateSpaceLayer):
             self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.double).log().expand_as(self.A_log))
             self.D.fill_(1.0)
             nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            dt = log_uniform((self.d_model,), self.dt_min, self.dt_max).exp().clamp(min=self.dt_init_floor)
-            # The inverse of the softplus.
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            self.dt_proj.bias.copy_(softplus_steps((self.d_model,), self.dt_min, self.dt_max, self.dt_init_floor))
             if self.B is not None:
                 self.B.fill_(1.0)
             if self.C is not None:
@@ -229,9 +226,8 @@ class Mamba(Chain):
     ) -> None:
         for name, value in (("d_model", d_model), ("d_state", d_state), ("d_conv", d_conv), ("expand", expand)):
             _checks.integer("Mamba", name, value)
-        _checks.positive("Mamba", "dt_min", dt_min)
+        _checks.positive_range("Mamba", "dt_min", dt_min, "dt_max", dt_max)
         _checks.positive("Mamba", "dt_init_floor", dt_init_floor)
-        _checks.less("Mamba", "dt_min", dt_min, "dt_max", dt_max)
         given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("Mamba", dtype)}
         E = expand * d_model
         core = S6(

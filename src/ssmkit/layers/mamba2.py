@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _checks
-from ..initializers import log_uniform
+from ..initializers import softplus_steps
 from ..systems import Heads
 from .branches import Concatenate, Product
 from .chain import Chain, Sequential
@@ -129,8 +129,7 @@ class SSD(StateSpaceLayer):
         self.d_model, self.d_state, self.headdim, self.nheads, self.ngroups = d_model, d_state, headdim, heads, ngroups
         self.A_init_range = _range("SSD", "A_init_range", A_init_range)
         _checks.positive("SSD", "A_init_range[0]", A_init_range[0])
-        self.dt_min, self.dt_max = _checks.positive("SSD", "dt_min", dt_min), dt_max
-        _checks.less("SSD", "dt_min", dt_min, "dt_max", dt_max)
+        self.dt_min, self.dt_max = _checks.positive_range("SSD", "dt_min", dt_min, "dt_max", dt_max)
         self.dt_init_floor = _checks.positive("SSD", "dt_init_floor", dt_init_floor)
         self.dt_limit, self.D_has_hdim = _range("SSD", "dt_limit", dt_limit), D_has_hdim
 
@@ -146,9 +145,7 @@ class SSD(StateSpaceLayer):
         low, high = self.A_init_range
         with torch.no_grad():
             self.A_log.copy_((low + (high - low) * torch.rand(self.nheads, dtype=torch.double)).log())
-            dt = log_uniform((self.nheads,), self.dt_min, self.dt_max).exp().clamp(min=self.dt_init_floor)
-            # The inverse of the softplus.
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            self.dt_bias.copy_(softplus_steps((self.nheads,), self.dt_min, self.dt_max, self.dt_init_floor))
             self.D.fill_(1.0)
 
     def discretize(self, rate: float) -> Heads:
@@ -252,6 +249,9 @@ class Mamba2(Chain):
         E = expand * d_model
         heads = _heads("Mamba2", "expand * d_model", E, d_state, headdim, ngroups)
         _range("Mamba2", "A_init_range", A_init_range)
+        _checks.positive("Mamba2", "A_init_range[0]", A_init_range[0])
+        _checks.positive_range("Mamba2", "dt_min", dt_min, "dt_max", dt_max)
+        _checks.positive("Mamba2", "dt_init_floor", dt_init_floor)
         _range("Mamba2", "dt_limit", dt_limit)
         given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("Mamba2", dtype)}
 

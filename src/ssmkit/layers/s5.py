@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .. import _checks, hippo
 from ..initializers import log_uniform
-from ..ops.complex import from_pairs, to_pairs
+from ..ops.complex import to_pairs
 from ..systems import BothWays, ForwardSystem, SharedDiagonal
 from ..systems.diagonal import DISCRETIZATIONS, Discretization
+from .featurewise import pair
 from .statespace import StateSpaceLayer
 
 __all__ = ["S5"]
@@ -104,8 +105,7 @@ class S5(StateSpaceLayer):
             )
         super().__init__(d_model, d_model, None if bidirectional else (d_state,), dropout=dropout)
         self.d_model, self.d_state, self.blocks = d_model, d_state, blocks
-        self.dt_min, self.dt_max = _checks.positive("S5", "dt_min", dt_min), dt_max
-        _checks.less("S5", "dt_min", dt_min, "dt_max", dt_max)
+        self.dt_min, self.dt_max = _checks.positive_range("S5", "dt_min", dt_min, "dt_max", dt_max)
         if isinstance(discretization, str):
             _checks.known("S5", "discretization", discretization, DISCRETIZATIONS)
         self.discretization, self.clip_eigs, self.bidirectional = discretization, clip_eigs, bidirectional
@@ -152,7 +152,7 @@ class S5(StateSpaceLayer):
         Lambda = torch.complex(real.clamp(max=_LARGEST_REAL) if self.clip_eigs else real, self.A_imag.double())
         dt = self.log_dt.double().exp() * rate
         a, gain = rule(Lambda, torch.ones_like(Lambda), dt)
-        B, C = gain[:, None] * from_pairs(self.B.double()), 2 * from_pairs(self.C.double())
+        B, C = gain[:, None] * pair(self.B), 2 * pair(self.C)
         past = SharedDiagonal(a, B, C[0], self.D)
         return BothWays(past, SharedDiagonal(a, B, C[1], torch.zeros_like(self.D))) if self.bidirectional else past
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .. import _checks
+
 __all__ = ["naive_selective_scan", "selective_scan"]
 
 _BLOCK = 1 << 19
@@ -86,28 +88,21 @@ def selective_scan(
 
 def _arguments(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
     """All in one dtype, and of shapes that fit."""
-    given = {"u": u, "dt": dt, "A": A, "B": B, "C": C} | ({} if x is None else {"x": x})
-    for name, value in given.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"selective_scan: `{name}` must be a real floating tensor, got {got}.")
+    given = _checks.one_dtype("selective_scan", u=u, dt=dt, A=A, B=B, C=C, **({} if x is None else {"x": x}))
+    u, dt, A, B, C = given[:5]
     b, L, E = u.shape if u.ndim == 3 else (-1, -1, -1)
-    N = A.shape[-1]
+    N = A.shape[-1] if A.ndim else -1
     fits = u.shape == dt.shape == (b, L, E) and A.shape == (E, N) and (x is None or x.shape == (b, E, N))
     for gain in (B, C):
         groups = gain.shape[2] if gain.ndim == 4 else 1
         fits = fits and gain.shape in ((E, N), (b, L, groups, N)) and groups > 0 and E % groups == 0
     if not fits:
-        got = ", ".join(str(tuple(value.shape)) for value in given.values())
+        got = ", ".join(str(tuple(value.shape)) for value in given)
         raise ValueError(
             "selective_scan: `u` and `dt` must have shape (b, L, E), `A` (E, N), `B` and `C` (b, L, G, N) with G "
             f"dividing E, or (E, N), and `x` (b, E, N), got {got}."
         )
-    x = u.new_zeros(b, E, N) if x is None else x
-    dtype = u.dtype
-    for value in given.values():
-        dtype = torch.promote_types(dtype, value.dtype)
-    return tuple(value.to(dtype) for value in (u, dt, A, B, C, x))
+    return u, dt, A, B, C, u.new_zeros(b, E, N) if x is None else given[5]
 
 
 class _Blocks:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _checks
+
 __all__ = ["naive_ssd_scan", "ssd_scan"]
 
 _CHUNK = 64
@@ -73,25 +75,18 @@ def ssd_scan(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor | None = None
 
 def _arguments(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor | None) -> tuple[Tensor, ...]:
     """All in one dtype, and of shapes that fit."""
-    given = {"x": x, "a": a, "B": B, "C": C} | ({} if h is None else {"h": h})
-    for name, value in given.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"ssd_scan: `{name}` must be a real floating tensor, got {got}.")
+    given = _checks.one_dtype("ssd_scan", x=x, a=a, B=B, C=C, **({} if h is None else {"h": h}))
+    x, a, B, C = given[:4]
     b, L, H, P = x.shape if x.ndim == 4 else (-1,) * 4
     G, N = B.shape[-2:] if B.ndim == 4 else (0, 0)
     fits = a.shape == (b, L, H) and B.shape == C.shape == (b, L, G, N) and G > 0 and H % G == 0
     if not fits or (h is not None and h.shape != (b, H, P, N)):
-        got = ", ".join(str(tuple(value.shape)) for value in given.values())
+        got = ", ".join(str(tuple(value.shape)) for value in given)
         raise ValueError(
             "ssd_scan: `x` must have shape (b, L, H, P), `a` (b, L, H), `B` and `C` (b, L, G, N) with G dividing H, "
             f"and `h` (b, H, P, N), got {got}."
         )
-    h = x.new_zeros(b, H, P, N) if h is None else h
-    dtype = x.dtype
-    for value in given.values():
-        dtype = torch.promote_types(dtype, value.dtype)
-    return tuple(value.to(dtype) for value in (x, a, B, C, h))
+    return x, a, B, C, x.new_zeros(b, H, P, N) if h is None else given[4]
 
 
 def _chunk(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
