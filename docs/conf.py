@@ -108,6 +108,7 @@ _NAMES = {
     "State": "ssmkit.states.State",
     "System": "ssmkit.SequenceLayer.system",  # what it returns
     "Tensor": "torch.Tensor",
+    "Vector": "ssmkit.systems.Words",  # which explains it
     "_T": "typing.TypeVar",
     "nn.Module": "torch.nn.Module",
     "npt.ArrayLike": "numpy.typing.ArrayLike",

@@ -247,8 +247,8 @@ COMPOSED |= {
 
 CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}
 
-NOT_STREAMED = (S5, LRU, ShortConv, S6, layers.SSD, RootMeanSquare)
-"""Layers that no compiled program has yet, and a module that it cannot know."""
+NOT_STREAMED = (RootMeanSquare,)
+"""A module that a compiled program cannot know."""
 
 
 @functools.cache

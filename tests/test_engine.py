@@ -9,7 +9,21 @@ from torch import nn
 
 import ssmkit
 from family import CAUSAL, streamed
-from ssmkit import S4, S4D, MultiRate, Residual, S4Block, Sequential, TiedDropout
+from ssmkit import (
+    S4,
+    S4D,
+    S5,
+    S6,
+    Mamba,
+    Mamba2,
+    MultiRate,
+    Residual,
+    S4Block,
+    Sequential,
+    ShortConv,
+    TiedDropout,
+    layers,
+)
 from ssmkit.streaming import Engine, kernels
 from ssmkit.streaming.kernels import Op
 from ssmkit.testing import example_input, relative_error
@@ -29,6 +43,13 @@ WIDE = {
     "S4Block": lambda: S4Block(64, S4(64, 4)),
     "S4Block, GLU": lambda: S4Block(50, S4D(50, 4, channels=2), glu=True),
     "Residual": lambda: Residual(nn.GELU(), Residual(nn.Linear(50, 50), nn.GELU()), nn.LayerNorm(50)),
+    "S5": lambda: Sequential(nn.Linear(49, 40), S5(40, 34), nn.GELU()),
+    "ShortConv": lambda: Sequential(nn.Linear(40, 50), ShortConv(50), nn.Linear(50, 40)),
+    "S6": lambda: Sequential(nn.Linear(40, 50), S6(50, 3, ngroups=2), nn.GELU()),
+    "S6 with fixed gains": lambda: Sequential(S6(50, 3, variable_B=False), S6(50, 3, variable_C=False), nn.SiLU()),
+    "SSD": lambda: Sequential(layers.SSD(51, 4, headdim=17), nn.SiLU()),
+    "Mamba": lambda: Sequential(Mamba(33, 3), nn.SiLU()),
+    "Mamba2": lambda: Sequential(Mamba2(33, 3, headdim=11, ngroups=2), nn.SiLU()),
     "MultiRate": lambda: Sequential(nn.GELU(), MultiRate(40, S4D(80, 4), pool=3), nn.Linear(40, 3)),
     "MultiRate, nested": lambda: Residual(MultiRate(20, Residual(MultiRate(40, S4Block(80, S4D(80, 4)), 2)), 3)),
     "MultiRate, a frame of one sample": lambda: Sequential(nn.Linear(40, 40), MultiRate(40, S4D(80, 4), pool=1)),
@@ -72,8 +93,15 @@ def reach(line, phase, rank, team):
         return ([], []) if rank else ([(source, source + n)], [(target, target + n)])
     if op in (Op.ADD, Op.MULTIPLY):
         return [mine, (line["other"] + lo, line["other"] + hi)], [made]
-    if op == Op.COPY:
+    if op in (Op.COPY, Op.SCALE, Op.RECUR, Op.TAPS):
         return [mine], [made]
+    gains = line["groups"] * line["modes"]
+    if op == Op.SELECT:
+        steps = (line["other"] + lo, line["other"] + hi)
+        made_of_input = [name for name in ("input_gains", "output_gains") if not line[f"fixed_{name}"]]
+        return [mine, steps, *((line[name], line[name] + gains) for name in made_of_input)], [made]
+    if op == Op.HEADS:
+        return [(source, source + n + 2 * gains + n // line["head"])], [made]
     if op == Op.SSM:
         return [mine], [(made[0] + j * n, made[1] + j * n) for j in range(line["channels"])]
     assert op == Op.FRAME
@@ -245,7 +273,10 @@ def test_blocks_of_fifteen_samples_over_slow_poles(layer, init):
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["S4", "S4D, channels", "TiedDropout", "MultiRate", "MultiRate, nested"])
+@pytest.mark.parametrize(
+    "name",
+    ["S4", "S4D, channels", "S5", "S6", "ShortConv", "Mamba2", "TiedDropout", "MultiRate", "MultiRate, nested"],
+)
 def test_states_are_copies(name, batch, dtype):
     """Neither the state handed in nor one handed out changes when the stream moves on, or the other way round."""
     model = CAUSAL[name]().eval()

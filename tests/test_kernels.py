@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssmkit import S4, S4D, MultiRate, Residual, S4Block, Sequential, TiedDropout
+from ssmkit import S4, S4D, S5, S6, Mamba2, MultiRate, Residual, S4Block, Sequential, ShortConv, TiedDropout
 from ssmkit.streaming import Engine
 from ssmkit.testing import relative_error
 from test_streaming import POINTWISE, by_hand
@@ -20,6 +20,14 @@ LAYERS = {
     "rank 1": lambda: S4(5, 6),
     "rank 2, channels": lambda: S4(5, 6, rank=2, channels=2),
     "real poles at rest": lambda: S4D(5, 6, init="real", dt_min=1.0, dt_max=2.0),
+    "one system for all inputs": lambda: S5(5, 6),
+    "taps": lambda: ShortConv(5, 3),
+    "one tap": lambda: ShortConv(5, 1, bias=False),
+    "selective": lambda: S6(5, 3, dt_min=0.1, dt_max=1.0),
+    "selective at a rate, fixed gains": lambda: Sequential(
+        nn.Linear(5, 6), S6(6, 2, ngroups=2, variable_B=False), S6(6, 2, ngroups=3, variable_C=False)
+    ),
+    "heads": lambda: Mamba2(5, 3, headdim=5, ngroups=2, dt_limit=(0.01, 0.5)),
     "gates": lambda: Sequential(nn.Linear(5, 14), nn.GLU(), S4D(7, 4, channels=2), nn.GLU(), nn.Linear(7, 6)),
     "frames": lambda: Residual(MultiRate(5, S4Block(10, S4D(10, 4)), pool=3), nn.RMSNorm(5)),
 }

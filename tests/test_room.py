@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import ssmkit
 from ssmkit.testing import assert_modes_agree, relative_error
@@ -107,6 +108,18 @@ def test_an_empty_sequence_has_gradients_of_zero():
     for y in (layer(u), layer.scan(u, layer.initial_state(2))[0]):
         assert y.shape == u.shape
         assert not any(g.any() for g in torch.autograd.grad(y.sum(), [u, *layer.parameters()]))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_runs_as_a_program(place):
+    layer = PLACES[place]().eval()
+    u, start = torch.randn(2, 200, layer.d_input), layer.initial_state(2)
+    y, end = ssmkit.streaming.Engine(layer).run(u, start)
+    with torch.no_grad():
+        expected, reached = layer.scan(u, start)
+    assert relative_error(y, expected) < 1e-5
+    for a, b in zip(tree_leaves(end), tree_leaves(reached), strict=True):
+        assert relative_error(a, b) < 1e-5 if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("place", ["S4Block", "MultiRate"])

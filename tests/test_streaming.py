@@ -16,10 +16,25 @@ from torch.nn import functional as F
 
 import ssmkit
 from family import CAUSAL, streamed
-from ssmkit import S4, S4D, S5, Mamba, MultiRate, Pointwise, Residual, S4Block, SequenceLayer, Sequential, TiedDropout
+from ssmkit import (
+    S4,
+    S4D,
+    S6,
+    Mamba2,
+    MultiRate,
+    Pointwise,
+    Residual,
+    S4Block,
+    SequenceLayer,
+    Sequential,
+    StateSpaceLayer,
+    TiedDropout,
+    layers,
+)
 from ssmkit.streaming import Engine
 from ssmkit.streaming.kernels import functions, products, recurrences
 from ssmkit.streaming.lowering import MODULES
+from ssmkit.systems import System
 from ssmkit.testing import example_input, relative_error
 
 KNOWN = [name for name, make in CAUSAL.items() if streamed(make)]
@@ -34,6 +49,7 @@ POINTWISE = [
     nn.GELU(),
     nn.GELU(approximate="tanh"),
     nn.GLU(),
+    layers.GroupedRMSNorm(6, 3, eps=0.1),
     nn.Hardshrink(0.4),
     nn.Hardsigmoid(),
     nn.Hardswish(),
@@ -97,7 +113,7 @@ def tree_error(a, b):
         return 0.0
     assert a.shape == b.shape
     assert a.dtype == b.dtype
-    return relative_error(a, b) if b.any() else float(a.abs().max())
+    return relative_error(a, b) if b.any() else float(a.abs().sum())
 
 
 def exactly(layer, u, state):
@@ -273,11 +289,15 @@ def test_hot_loops_are_vector_code():
         functions._silu: (x, y, one, one, one),
         functions.gate: (x, y),
         functions.add: (w, x, y),
-        functions.norm: (w, x[:128], y, 1, 0, 128),
+        functions._norm: (one, w, w, x[:128], y, 1, 0, 128),
         products._four: (w, w, w, w, x),
         recurrences._rank_one: (states, w, states, 64, 1.0),
         recurrences._diagonal: (states, w, states, 64, 1.0),
         recurrences._step_modes: (states, w, states, 64, 1.0),
+        recurrences._rotate: (states, w, states, x),
+        recurrences._select_modes: (states, states, w, x, 0.1, 1.0),
+        recurrences._decay: (states, w, x, 0.9, 0.1),
+        functions.scale: (w, x, y),
     }
     for loop, arguments in loops.items():
         loop(*arguments)
@@ -399,6 +419,110 @@ class Delay(SequenceLayer):
         return both[..., :-1, :], both[..., -1, :]
 
 
+class Silent(System):
+    """A user's own system, which remembers the last input."""
+
+    d_input = d_output = 3
+    dtype, state_shape = torch.float32, (3,)
+    coefficients = (torch.zeros(()),)
+
+    def scan(self, u, x):
+        both = torch.cat([x[:, None], u], 1)
+        return both[:, :-1], both[:, -1]
+
+    def step(self, u, x):
+        return x, u
+
+
+class Mute(Silent):
+    """It says that nothing is kept."""
+
+    def write(self, words, u):
+        return u
+
+
+class Unwritten(StateSpaceLayer):
+    def discretize(self, rate):
+        return Silent()
+
+
+class Forgetful(StateSpaceLayer):
+    def discretize(self, rate):
+        return Mute()
+
+
+class OwnStep(Unwritten):
+    def step(self, u, state, system=None):
+        return state, u
+
+
+class TwoMemories(System):
+    """A user's own system with two words that keep a state, and all others."""
+
+    def __init__(self):
+        self.a = torch.polar(torch.tensor([0.9, 0.5]), torch.tensor([0.3, 1.0])).to(torch.complex128)
+        self.W, self.w = torch.randn(4, 3), torch.randn(3, 4)
+
+    d_input, d_output, dtype, state_shape = 3, 4, torch.float32, (12,)
+
+    @property
+    def coefficients(self):
+        return [self.a, self.W, self.w]
+
+    def scan(self, u, x):
+        out = []
+        for v in u.unbind(1):
+            y, x = self.step(v, x)
+            out.append(y)
+        return torch.stack(out, 1), x
+
+    def step(self, u, x):
+        v = u @ self.W.mT
+        both = torch.cat([x[..., 4:].unflatten(-1, (2, 4)), v[..., None, :]], -2)
+        z = torch.view_as_complex(x[..., :4].unflatten(-1, (2, 2)).double().contiguous())
+        new = torch.view_as_real(self.a * z + torch.view_as_complex(v.double().unflatten(-1, (2, 2)).contiguous()))
+        new = new.flatten(-2).to(x.dtype)
+        y = F.softplus(new) * (self.w * both).sum(-2) + 2 * v
+        return y, torch.cat([new, both[..., 1:, :].flatten(-2)], -1)
+
+    def write(self, words, u):
+        v = words.linear(self.W, u)
+        x = words.softplus(words.recur(self.a, v))
+        y = words.taps(self.w, torch.zeros(4), v)
+        return words.add(words.multiply(x, y), words.scale(torch.full((4,), 2.0), v))
+
+
+class TwoMemoriesLayer(StateSpaceLayer):
+    def __init__(self):
+        super().__init__(3, 4, (12,))
+        self.held = TwoMemories()
+
+    def discretize(self, rate):
+        return self.held
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_users_own_system_is_run_by_what_it_writes(threads):
+    layer = TwoMemoriesLayer()
+    u, state = torch.randn(2, 50, 3), torch.randn(2, 12)
+    y, end = Engine(layer, threads=threads).run(u, state)
+    expected, reached = layer.scan(u, state)
+    assert relative_error(y, expected) < 2e-6
+    assert relative_error(end, reached) < 2e-6
+    assert torch.equal(Engine(layer).start(2, state=state).state, state)
+
+
+@pytest.mark.parametrize("make", [lambda: S6(4, 3), lambda: Mamba2(4, 3, headdim=4)])
+def test_a_rate_reaches_the_step_sizes_of_a_program(make):
+    layer = make()
+    system = layer.system(2.0)
+    u = torch.randn(30, 4)
+    with torch.no_grad():
+        expected = layer(u, system)
+        assert relative_error(layer(u), expected) > 1e-3
+    assert relative_error(Engine(layer, system).start().run(u), expected) < 2e-6
+
+
 def hooked():
     layer = nn.Linear(3, 3)
     layer.register_forward_hook(lambda *_: None)
@@ -410,9 +534,10 @@ def hooked():
     [
         (lambda: Sequential(nn.Linear(3, 3), Pointwise(Own())), "Own cannot be lowered"),
         (lambda: Sequential(OwnLinear(3, 3)), "OwnLinear cannot be lowered"),
-        (lambda: Sequential(S4D(3), Delay()), "Delay cannot be lowered.*`step`"),
-        (lambda: Sequential(S5(3, 4)), "S5 cannot be lowered"),
-        (lambda: Sequential(Mamba(3)), "Mamba cannot be lowered"),
+        (lambda: Sequential(S4D(3), Delay()), "Delay cannot be lowered.*its `forward` is its own.*`step`"),
+        (lambda: Sequential(OwnStep(3, 3, (3,))), "OwnStep cannot be lowered.*its `step` is its own"),
+        (lambda: Sequential(Unwritten(3, 3, (3,))), "the system of Unwritten, a Silent, has no `write`"),
+        (lambda: Sequential(Forgetful(3, 3, (3,))), "`write` of Mute keeps must be a state of 3 numbers.* got 0"),
         (lambda: S4(3, bidirectional=True), "Engine: `run` needs causal layers, and S4 is not causal"),
         (hooked, "Linear has forward hooks"),
         (lambda: Sequential(nn.GELU()), "input width"),

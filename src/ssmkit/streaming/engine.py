@@ -41,10 +41,11 @@ class Engine:
     the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back. Streams whose
     phases differ (:class:`ssmkit.MultiRate`) run in groups that agree.
 
-    It takes all causal layers of ssmkit and the position-wise modules of torch, and refuses a module of your own. The
-    program holds a copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout
-    does nothing. No gradients flow through it. The first engine on a machine compiles, for some twenty seconds; the
-    result is kept on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
+    It takes all causal layers of ssmkit, the position-wise modules of torch, and a :class:`ssmkit.StateSpaceLayer` of
+    your own whose system has :meth:`~ssmkit.systems.System.write`; a module of your own is refused. The program holds a
+    copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout does nothing. No
+    gradients flow through it. The first engine on a machine compiles, for some twenty seconds; the result is kept on
+    disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
 
     An engine may be shared by threads: running writes to the stream alone, and releases Python's lock.
 

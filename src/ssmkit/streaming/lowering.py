@@ -1,6 +1,6 @@
-"""The table of what can be lowered: for every kind of layer and module, the instructions that it becomes.
+"""The table of what can be lowered: for every container and every module of torch, the instructions that it becomes.
 
-There is one entry per kind, and none per architecture: an entry sees one module, its system, and where its input lies.
+No layer stands here by its name: what a layer's step is made of is said by its system.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .. import systems
 from ..layers import (
-    S4,
-    S4D,
     Checkpoint,
     Concatenate,
+    GroupedRMSNorm,
     MultiRate,
     Pointwise,
     Product,
     Residual,
-    S4Block,
-    Sequential,
+    StateSpaceLayer,
     TiedDropout,
 )
 from ..layers.base import SequenceLayer, System
 from ..layers.branches import Branches
 from ..layers.chain import Chain
-from ..layers.featurewise import FeaturewiseLayer
 from .kernels import Activation, Op
-from .packing import Frames, Kept, Nothing, Packing, Recurrent, Slot, Together
+from .packing import Frames, Kept, Nothing, Packing, Slot, Together
 from .program import Program
+from .words import ProgramWords, activation, linear
 
 __all__ = ["LAYERS", "MODULES", "lower"]
 
@@ -39,7 +38,8 @@ _Module: TypeAlias = Callable[[Program, Any, Slot], Slot]
 _T = TypeVar("_T")
 
 LAYERS: dict[type[SequenceLayer], _Layer] = {}
-"""Sequence layers: from a program, the layer, its system and its input to its output and the packing of its state."""
+"""Containers, and the layers that are a system: from a program, the layer, its system and its input to its output and
+the packing of its state. An entry holds for subclasses that have no mode of their own."""
 
 MODULES: dict[type[nn.Module], _Module] = {}
 """Position-wise modules: from a program, the module and its input to its output."""
@@ -66,33 +66,48 @@ def lower(program: Program, layer: SequenceLayer, system: System, source: Slot) 
         Where its output lies, and how its state lies in the memory.
 
     Raises:
-        ValueError: If its kind is not in the table, or if it has forward hooks.
+        ValueError: If its kind is not in the table, if it has forward hooks, or if its system cannot be written.
     """
-    return _known(LAYERS, layer)(program, layer, system, source)
+    _refuse_hooks(layer)
+    for kind in type(layer).__mro__:
+        if kind in LAYERS:
+            return LAYERS[kind](program, layer, system, source)
+        own = _MODES.intersection(vars(kind))
+        if own:
+            break
+    name = type(layer).__name__
+    raise ValueError(
+        f"Engine: {name} cannot be lowered to a compiled program, since its `{min(own)}` is its own; run this model by "
+        "`step`, or make the layer a `ssmkit.StateSpaceLayer`."
+    )
+
+
+_MODES = {"combine", "forward", "initial_state", "scan", "step", "system"}
+"""What a layer of another kind must not have of its own: the program would not run it."""
 
 
 def _lower_module(program: Program, module: nn.Module, source: Slot) -> Slot:
-    return _known(MODULES, module)(program, module, source)
-
-
-def _known(table: dict[Any, _T], module: nn.Module) -> _T:
     # A subclass is refused: it may compute something else.
-    name = type(module).__name__
-    if type(module) not in table:
-        known = ", ".join(sorted(kind.__name__ for kind in (*LAYERS, *MODULES)))
+    if type(module) not in MODULES:
+        known = ", ".join(sorted(kind.__name__ for kind in MODULES))
         raise ValueError(
-            f"Engine: {name} cannot be lowered to a compiled program; run this model by `step`. "
-            f"The kinds that can: {known}."
+            f"Engine: {type(module).__name__} cannot be lowered to a compiled program; run this model by `step`. "
+            f"The modules that can: {known}."
         )
+    _refuse_hooks(module)
+    return MODULES[type(module)](program, module, source)
+
+
+def _refuse_hooks(module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
+        name = type(module).__name__
         raise ValueError(f"Engine: a {name} has forward hooks, which a compiled program cannot call; remove them.")
-    return table[type(module)]
 
 
 # --- sequence layers --------------------------------------------------------------------------------------------------
 
 
-@_lowers(LAYERS, Sequential, Checkpoint, S4Block)
+@_lowers(LAYERS, Chain, Checkpoint)
 def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tuple[Slot, Packing]:
     y, parts = source, []
     for child, part in layer.shares(system):
@@ -105,7 +120,7 @@ def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tupl
 def _residual(program: Program, layer: Residual, system: System, source: Slot) -> tuple[Slot, Packing]:
     program.read_again.add(source)
     y, packing = _chain(program, layer, system, source)
-    return program.emit(Op.ADD, y, program.slot(y.width), other=source, width=y.width), packing
+    return program.emit(Op.ADD, y, program.slot(y.width), others={"other": source}, width=y.width), packing
 
 
 def _branches(program: Program, layer: Branches, system: System, source: Slot) -> tuple[list[Slot], Packing]:
@@ -122,7 +137,7 @@ def _branches(program: Program, layer: Branches, system: System, source: Slot) -
 def _product(program: Program, layer: Product, system: System, source: Slot) -> tuple[Slot, Packing]:
     (y, *others), packing = _branches(program, layer, system, source)
     for other in others:
-        y = program.emit(Op.MULTIPLY, y, program.slot(y.width), other=other, width=y.width)
+        y = program.emit(Op.MULTIPLY, y, program.slot(y.width), others={"other": other}, width=y.width)
     return y, packing
 
 
@@ -149,33 +164,16 @@ def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: 
     return source, Kept(program.slot(layer.d_model))
 
 
-@_lowers(LAYERS, S4, S4D)
-def _ssm(program: Program, layer: FeaturewiseLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
-    coefficients = layer.given(system).step_coefficients()
-    C, H, N = coefficients.shape
-    rank = len(coefficients.columns) - 1
-
-    def sorted_parts(x: Tensor) -> Tensor:
-        return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
-
-    state, target = program.state(H * N), program.slot(C * H)
-    # All features in one array: with an array for each, every feature would be filled up to whole cache lines.
-    features = torch.cat([sorted_parts(coefficients.columns), sorted_parts(coefficients.rows)], -1)
-    weights = program.hold(coefficients.direct, features)
-    program.emit(
-        Op.SSM,
-        source,
-        target,
-        scattered=C > 1,
-        weights=weights,
-        width=H,
-        state=state.start,
-        modes=N // 2,
-        channels=C,
-        rank=rank,
-        poles=program.hold_poles(coefficients.a),
-    )
-    return target, Recurrent(state, H)
+@_lowers(LAYERS, StateSpaceLayer)
+def _state_space(program: Program, layer: StateSpaceLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
+    given = layer.given(system)
+    if type(given).write is systems.System.write:
+        raise ValueError(
+            f"Engine: the system of {type(layer).__name__}, a {type(given).__name__}, has no `write` that says what "
+            "its step is made of; run this model by `step`."
+        )
+    words = ProgramWords(program)
+    return given.write(words, source), words.packing(given)
 
 
 @_lowers(LAYERS, MultiRate)
@@ -194,19 +192,13 @@ def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot
         before = down.weight.unflatten(1, (d, pool)).transpose(1, 2).flatten(1)
         after = up.weight.unflatten(0, (d, pool)).transpose(0, 1).flatten(0, 1)
         biases = up.bias.unflatten(0, (d, pool)).T.flatten()
-        z = _linear(program, before, down.bias, filling, program.slot(layer.down.d_output))
+        z = linear(program, before, down.bias, filling)
         w, packing = lower(program, layer.layer, system, z)
-        _linear(program, after, biases, w, emitting)
+        linear(program, after, biases, w, emitting)
     return y, Frames(layer, filling, emitting, counter, packing)
 
 
 # --- position-wise modules --------------------------------------------------------------------------------------------
-
-
-def _linear(program: Program, weight: Tensor, bias: Tensor | None, source: Slot, target: Slot) -> Slot:
-    m, n = weight.shape
-    weights = program.hold(weight.new_zeros(m) if bias is None else bias, weight)
-    return program.emit(Op.LINEAR, source, target, whole=True, weights=weights, width=n, outputs=m)
 
 
 @_lowers(MODULES, nn.Sequential)
@@ -223,7 +215,7 @@ def _nothing(program: Program, module: nn.Module, source: Slot) -> Slot:
 
 @_lowers(MODULES, nn.Linear)
 def _linear_module(program: Program, module: nn.Linear, source: Slot) -> Slot:
-    return _linear(program, module.weight, module.bias, source, program.slot(module.out_features))
+    return linear(program, module.weight, module.bias, source)
 
 
 @_lowers(MODULES, nn.Embedding)
@@ -238,7 +230,7 @@ def _embedding(program: Program, module: nn.Embedding, source: Slot) -> Slot:
     return program.emit(Op.EMBED, source, program.slot(m), weights=program.hold(module.weight), outputs=m)
 
 
-@_lowers(MODULES, nn.LayerNorm, nn.RMSNorm)
+@_lowers(MODULES, nn.LayerNorm, nn.RMSNorm, GroupedRMSNorm)
 def _norm(program: Program, module: nn.LayerNorm | nn.RMSNorm, source: Slot) -> Slot:
     n = source.width
     centred = isinstance(module, nn.LayerNorm)
@@ -246,7 +238,9 @@ def _norm(program: Program, module: nn.LayerNorm | nn.RMSNorm, source: Slot) -> 
     bias = getattr(module, "bias", None)
     eps = torch.finfo(gain.dtype).eps if module.eps is None else module.eps
     weights = program.hold(torch.tensor([eps]), gain, gain.new_zeros(n) if bias is None else bias)
-    return program.emit(Op.NORM, source, program.slot(n), whole=True, weights=weights, width=n, centred=centred)
+    groups = module.groups if isinstance(module, GroupedRMSNorm) else 1
+    target = program.slot(n)
+    return program.emit(Op.NORM, source, target, whole=True, weights=weights, width=n, centred=centred, groups=groups)
 
 
 @_lowers(MODULES, nn.GLU)
@@ -296,7 +290,4 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[Activation, tuple[floa
 
 @_lowers(MODULES, *_ACTIVATIONS)
 def _activation(program: Program, module: nn.Module, source: Slot) -> Slot:
-    function, parameters = _ACTIVATIONS[type(module)](module)
-    weights = program.hold(torch.tensor([*parameters, 0.0, 0.0, 0.0]))
-    target = program.slot(source.width)
-    return program.emit(Op.ACTIVATE, source, target, weights=weights, width=source.width, function=function)
+    return activation(program, *_ACTIVATIONS[type(module)](module), source)

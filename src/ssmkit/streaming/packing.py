@@ -77,22 +77,23 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Complex states (H, N/2): interleaved in the layer's state, real parts before imaginary parts in the memory."""
+    """The state of a system, one tensor, whose numbers lie in an order of their own among the states."""
 
     slot: Slot
-    features: int
+    shape: tuple[int, ...]
+    order: np.ndarray | slice
+    """For every number in the memory its place in the tensor."""
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Writes real parts before imaginary parts."""
-        size = self.slot.width // self.features
-        x = _write(state, (self.features, size), batch).reshape(prod(batch), self.features, size // 2, 2)
-        self.slot.of(memory.states).reshape(len(x), self.features, 2, size // 2)[...] = x.swapaxes(2, 3)
+        """Writes the numbers in the order of the memory."""
+        x = _write(state, self.shape, batch).reshape(prod(batch), self.slot.width)
+        self.slot.of(memory.states)[...] = x[:, self.order]
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Interleaves real and imaginary parts."""
-        size = self.slot.width // self.features
-        x = self.slot.of(memory.states).reshape(prod(batch), self.features, 2, size // 2).swapaxes(2, 3)
-        return _read(x.reshape(prod(batch), self.features, size), like, batch)
+        """Reads the numbers in the order of the tensor."""
+        x = np.empty((prod(batch), self.slot.width))
+        x[:, self.order] = self.slot.of(memory.states)
+        return _read(x.reshape(prod(batch), *self.shape), like, batch)
 
 
 @dataclass(frozen=True)

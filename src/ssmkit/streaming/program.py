@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,12 +54,12 @@ class Program:
         self.size += lines(width)
         return slot
 
-    def hold_poles(self, poles: Tensor) -> int:
-        """Packs poles (H, N/2): of each feature the real parts, then the imaginary ones; returns where they begin."""
+    def hold_exact(self, *arrays: Tensor) -> int:
+        """Packs numbers as float64, such as poles, one array after another; returns where they begin."""
         start = self._poles_held
-        parts = torch.cat([poles.real, poles.imag], -1).detach().to("cpu", torch.float64).flatten().numpy()
-        self._poles.append(parts)
-        self._poles_held += parts.size
+        for array in arrays:
+            self._poles.append(array.detach().to("cpu", torch.float64).reshape(-1).numpy())
+            self._poles_held += array.numel()
         return start
 
     def state(self, width: int) -> Slot:
@@ -79,7 +79,7 @@ class Program:
         source: Slot,
         target: Slot,
         *,
-        other: Slot | None = None,
+        others: Mapping[str, Slot] | None = None,
         whole: bool = False,
         scattered: bool = False,
         **fields: int,
@@ -89,7 +89,7 @@ class Program:
         Arguments:
             op: What to do.
             source, target: What it reads and what it writes.
-            other: A second source.
+            others: What it reads besides, by the fields that say where each begins.
             whole: Whether a thread of a team reads parts that other threads own.
             scattered: Whether a thread writes parts that other threads own.
             fields: The other fields of :class:`~.kernels.Instruction` that its kind uses.
@@ -97,16 +97,14 @@ class Program:
         Returns:
             The target.
         """
-        reads = {source.start}
-        if other is not None:
-            fields["other"] = other.start
-            reads.add(other.start)
+        starts = {name: slot.start for name, slot in (others or {}).items()}
+        reads = {source.start, *starts.values()}
         wait = not reads.isdisjoint(self._unseen if whole else self._scattered)
         if wait:
             self._unseen.clear()
             self._scattered.clear()
         self.wrote(target, scattered)
-        self._table.append(Instruction(op, wait, source.start, target.start, **fields))
+        self._table.append(Instruction(op, wait, source.start, target.start, **starts, **fields))
         return target
 
     def gate(self, slot: Slot, width: int) -> bool:

@@ -20,6 +20,7 @@ from .shared import SharedDiagonal as SharedDiagonal
 from .taps import Taps as Taps
 from .two_sided import BothWays as BothWays
 from .two_sided import TwoSided as TwoSided
+from .words import Words as Words
 
 __all__ = [
     "DPLR",
@@ -36,6 +37,7 @@ __all__ = [
     "System",
     "Taps",
     "TwoSided",
+    "Words",
     "bilinear",
     "dense_bilinear",
     "dense_zoh",

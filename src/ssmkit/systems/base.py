@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .words import Vector, Words
+
 __all__ = ["ForwardSystem", "System", "own", "part"]
 
 _T = TypeVar("_T")
@@ -221,3 +223,18 @@ class System(ForwardSystem):
 
     def prepare(self) -> None:
         """Makes the parts that :meth:`step` needs, for those who are about to compile it."""
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """Writes a step in :class:`Words`, so that :class:`ssmkit.streaming.Engine` can run it.
+
+        Arguments:
+            words: What to write with.
+            u: The handle of the input.
+
+        Returns:
+            The handle of the output.
+
+        Raises:
+            NotImplementedError: Unless a subclass has it: a kind of system may do without.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `write`.")

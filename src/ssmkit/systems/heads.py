@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..ops.ssd import ssd_scan
 from .base import System, own
+from .words import Vector, Words
 
 __all__ = ["Heads"]
 
@@ -91,3 +92,16 @@ class Heads(System):
         decay = (dt * self.A).exp()[..., None, None]
         new = torch.addcmul(decay * x, (dt[..., None] * v)[..., None], B)
         return torch.addcmul((new * C).sum(-1), self.D, v).flatten(-2), new
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """One word."""
+        return words.heads(
+            self.A,
+            self.b_dt,
+            self.D,
+            u,
+            d_state=self.d_state,
+            groups=self.groups,
+            dt_limit=self.dt_limit,
+            rate=self.rate,
+        )

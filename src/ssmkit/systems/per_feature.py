@@ -20,6 +20,7 @@ from ..ops.conv import causal_conv
 from ..ops.scan import Chunk, chunk_length, move_on, scan_chunks, toeplitz
 from ..ops.vandermonde import powers
 from .base import System, part
+from .words import Vector, Words
 
 __all__ = [
     "ChunkCoefficients",
@@ -265,3 +266,7 @@ class LowRankSystem(PerFeature):
     def prepare(self) -> None:
         """Makes the coefficients of a step."""
         self.step_coefficients()
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """One word for all features."""
+        return words.per_feature(self.step_coefficients(), u)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..ops.selective import selective_scan
 from .base import System, own
+from .words import Vector, Words
 
 __all__ = ["Selective"]
 
@@ -97,6 +98,16 @@ class Selective(System):
         B, C = (_per_feature(v, E) if fixed is None else v for v, fixed in ((B, self.B), (C, self.C)))
         new = (dt[..., None] * self.A).exp() * x + (dt * u)[..., None] * B
         return torch.addcmul((new * C).sum(-1), self.D, u), new
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """Linear maps for step sizes and gains, and the recurrence."""
+        R, gains = self.W_dt.shape[1], self.groups * self.A.shape[1]
+        dt = words.softplus(words.linear(self.W_dt, words.linear(self.W[:R], u), self.b_dt))
+        if self.rate != 1:
+            dt = words.scale(torch.full_like(self.b_dt, self.rate), dt)
+        rows = iter(self.W[R:].split(gains))
+        B, C = (words.linear(next(rows), u) if fixed is None else fixed for fixed in (self.B, self.C))
+        return words.select(self.A, dt, B, C, self.D, u, self.groups)
 
 
 def _per_feature(gains: Tensor, E: int) -> Tensor:

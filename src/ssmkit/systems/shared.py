@@ -11,6 +11,7 @@ from .. import _checks
 from ..ops.complex import from_interleaved, interleaved, multiply_interleaved, output_rows, to_pairs
 from ..ops.recurrence import recurrence
 from .base import System, own, part
+from .words import Vector, Words
 
 __all__ = ["SharedDiagonal"]
 
@@ -111,3 +112,9 @@ class SharedDiagonal(System):
     def prepare(self) -> None:
         """Makes the real matrices."""
         self.real_matrices()
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """A product, the recurrence of all states, and another product."""
+        _, into, out = self.real_matrices()
+        x = words.recur(self.a, words.linear(into.mT, u))
+        return words.add(words.linear(out.mT, x), words.scale(self.D, u))

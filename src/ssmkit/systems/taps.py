@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _checks
 from .base import System, own
+from .words import Vector, Words
 
 __all__ = ["Taps"]
 
@@ -85,3 +86,7 @@ class Taps(System):
         """Input :math:`(*, H)` and state :math:`(*, K - 1, H)` to output :math:`(*, H)` and the next state."""
         both = torch.cat([x, u[..., None, :]], dim=-2)
         return (self.w * both).sum(-2) + self.D, both[..., 1:, :]
+
+    def write(self, words: Words, u: Vector) -> Vector:
+        """One word."""
+        return words.taps(self.w, self.D, u)

@@ -17,7 +17,7 @@ from .compiling import compiled
 from .instructions import Activation
 from .layout import LANE, compiled_lines
 
-__all__ = ["activate", "add", "copy", "exp", "gate", "multiply", "norm", "softmax"]
+__all__ = ["activate", "add", "copy", "exact_exp", "exp", "gate", "multiply", "norm", "scale", "softmax"]
 
 _F = np.float32
 
@@ -40,6 +40,23 @@ def exp(x: Any) -> Any:
     f = (x - k * _LN2_HIGH) - k * _LN2_LOW
     p = _F(1) + f * (_F(1) + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * (_E6 + f * _E7))))))
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(_F)
+
+
+_EXACT_LOG2_E = 1 / math.log(2)
+_EXACT_LN2_HIGH = 0.693147180369123816490
+_EXACT_LN2_LOW = 1.90821492927058770002e-10
+(_X2, _X3, _X4, _X5, _X6, _X7, _X8, _X9, _X10, _X11, _X12) = (1 / math.factorial(k) for k in range(2, 13))
+
+
+@compiled
+def exact_exp(x: Any) -> Any:
+    """e^x for float64 numbers of at most 700, to 4e-16; below -700 it is that of -700."""
+    x = min(max(x, -700.0), 700.0)
+    k = math.floor(x * _EXACT_LOG2_E + 0.5)
+    f = (x - k * _EXACT_LN2_HIGH) - k * _EXACT_LN2_LOW
+    p = _X5 + f * (_X6 + f * (_X7 + f * (_X8 + f * (_X9 + f * (_X10 + f * (_X11 + f * _X12))))))
+    p = 1.0 + f * (1.0 + f * (_X2 + f * (_X3 + f * (_X4 + f * p))))
+    return p * np.int64((np.int64(np.int32(k)) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
 _FARTHEST = 6.0
@@ -190,14 +207,15 @@ def gate(y: Any, x: Any) -> None:
 
 
 @compiled
-def norm(w: Any, x: Any, y: Any, centre: Any, lo: Any, hi: Any) -> None:
-    """The part lo to hi of y <- (x - mean) / deviation gains + biases; without `centre`, the mean is taken as zero.
+def scale(w: Any, x: Any, y: Any) -> None:
+    """y <- w x, number by number."""
+    for i in range(y.size):
+        y[i] = w[i] * x[i]
 
-    The weights are epsilon in a cache line of its own, the gains (n, filled up to a whole line) and the biases (n).
-    """
+
+@compiled
+def _norm(eps: Any, gain: Any, bias: Any, x: Any, y: Any, centre: Any, lo: Any, hi: Any) -> None:
     n = x.size
-    start = LANE + compiled_lines(n)
-    gain, bias = w[LANE : LANE + n], w[start : start + n]
     mean = _F(0)
     if centre:
         for i in range(n):
@@ -206,9 +224,25 @@ def norm(w: Any, x: Any, y: Any, centre: Any, lo: Any, hi: Any) -> None:
     square = _F(0)
     for i in range(n):
         square += (x[i] - mean) * (x[i] - mean)
-    scale = _F(1) / math.sqrt(square / _F(n) + w[0])
+    scale = _F(1) / math.sqrt(square / _F(n) + eps)
     for i in range(lo, hi):
         y[i] = (x[i] - mean) * scale * gain[i] + bias[i]
+
+
+@compiled
+def norm(w: Any, x: Any, y: Any, centre: Any, groups: Any, lo: Any, hi: Any) -> None:
+    """The part lo to hi of y <- (x - mean) / deviation gains + biases, with mean and deviation of each group.
+
+    Without `centre`, the mean is taken as zero. The weights are epsilon in a cache line of its own, the gains (n,
+    filled up to a whole line) and the biases (n).
+    """
+    size = x.size // groups
+    start = LANE + compiled_lines(x.size)
+    for group in range(groups):
+        a, b = group * size, (group + 1) * size
+        first, last = max(lo - a, 0), min(hi - a, size)
+        if first < last:
+            _norm(w[0], w[LANE + a : LANE + b], w[start + a : start + b], x[a:b], y[a:b], centre, first, last)
 
 
 @compiled

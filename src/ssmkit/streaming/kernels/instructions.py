@@ -19,7 +19,7 @@ class Op(IntEnum):
 
     EMBED = 0  # outputs; weights: a row for each class
     LINEAR = 1  # width, outputs, gated; weights: bias, rows
-    NORM = 2  # width, centred; weights: epsilon, gains, biases
+    NORM = 2  # width, centred, groups; weights: epsilon, gains, biases
     ACTIVATE = 3  # width, function; weights: p, q, r
     GLU = 4  # width (that of the output)
     SOFTMAX = 5  # width, sign, logarithm
@@ -28,6 +28,13 @@ class Op(IntEnum):
     FRAME = 8  # width, filling, emitting, pool, counter, skip_to
     MULTIPLY = 9  # width, other
     COPY = 10  # width
+    SCALE = 11  # width; weights: gains
+    RECUR = 12  # width, state; poles: interleaved
+    TAPS = 13  # width, state, modes (taps but one); weights: biases, a row for each tap
+    SELECT = 14  # width, state, modes, groups, other (step sizes), input_gains, output_gains, fixed_input_gains,
+    #              fixed_output_gains; weights: feedthrough, fixed gains; poles
+    HEADS = 15  # width, state, modes, groups, head; weights: biases of the step sizes, feedthrough;
+    #             poles: least and greatest step size, rate, poles
 
 
 class Instruction(NamedTuple):
@@ -68,11 +75,23 @@ class Instruction(NamedTuple):
     state: int = 0
     """Where the states of a recurrence begin."""
     modes: int = 0
-    """Complex states of a feature."""
+    """Complex states of a feature for `SSM`, and real ones for `TAPS`, `SELECT` and `HEADS`."""
     channels: int = 0
     """Outputs of a feature."""
     rank: int = 0
     """Rank of the low-rank part of a recurrence."""
+    groups: int = 0
+    """Groups of neighbouring features that a norm treats alone, or that share gains."""
+    head: int = 0
+    """Features of a head."""
+    input_gains: int = 0
+    """Where the input gains begin that are made of the input."""
+    output_gains: int = 0
+    """Where the output gains begin that are made of the input."""
+    fixed_input_gains: int = 0
+    """1 if the input gains are the same at all times, and lie among the weights."""
+    fixed_output_gains: int = 0
+    """1 if the output gains are the same at all times, and lie among the weights."""
     filling: int = 0
     """Where the frame that is being filled begins."""
     emitting: int = 0

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from .compiling import compiled, entry
-from .functions import activate, add, copy, gate, multiply, norm, softmax
+from .functions import activate, add, copy, gate, multiply, norm, scale, softmax
 from .instructions import Op
 from .products import gated, linear
-from .recurrences import ssm
+from .recurrences import heads, recur, select, ssm, taps
 from .sampling import draw, nats
 from .teams import share, wait
 
@@ -71,6 +71,37 @@ def _advance(
             a = poles[line["poles"] :]
             ssm(a, w, memory, states, source, target, n, state, modes, channels, low_rank, seen, lo, hi)
             continue
+        if op == Op.RECUR:
+            recur(poles[line["poles"] :], memory, states, source, target, line["state"], lo, hi)
+            continue
+        if op == Op.TAPS:
+            taps(w, memory, states, source, target, n, line["state"], line["modes"], lo, hi)
+            continue
+        if op == Op.SELECT:
+            select(
+                poles[line["poles"] :],
+                w,
+                memory,
+                states,
+                source,
+                target,
+                n,
+                line["state"],
+                line["modes"],
+                line["groups"],
+                line["other"],
+                line["input_gains"],
+                line["output_gains"],
+                line["fixed_input_gains"],
+                line["fixed_output_gains"],
+                lo,
+                hi,
+            )
+            continue
+        if op == Op.HEADS:
+            a, state, modes = poles[line["poles"] :], line["state"], line["modes"]
+            heads(a, w, memory, states, source, target, n, state, modes, line["groups"], line["head"], lo, hi)
+            continue
         if op == Op.FRAME:
             phase = counters[line["counter"]]
             emitting, filling = line["emitting"] + phase * n, line["filling"] + phase * n
@@ -86,7 +117,7 @@ def _advance(
             row = memory[stream]
             x, y = row[source : source + n], row[target : target + n]
             if op == Op.NORM:
-                norm(w, x, y, line["centred"], lo, hi)
+                norm(w, x, y, line["centred"], line["groups"], lo, hi)
             elif op == Op.ACTIVATE:
                 activate(line["function"], x[lo:hi], y[lo:hi], w[0], w[1], w[2])
             elif op == Op.GLU:
@@ -100,6 +131,8 @@ def _advance(
                 multiply(x[lo:hi], row[line["other"] + lo : line["other"] + hi], y[lo:hi])
             elif op == Op.COPY:
                 copy(x[lo:hi], y[lo:hi])
+            elif op == Op.SCALE:
+                scale(w[lo:hi], x[lo:hi], y[lo:hi])
 
 
 @compiled

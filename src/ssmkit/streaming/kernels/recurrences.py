@@ -6,14 +6,16 @@ rounding errors, which add up in float32.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .compiling import compiled
+from .functions import copy, exact_exp
 from .layout import compiled_lines
 
-__all__ = ["ssm"]
+__all__ = ["heads", "recur", "select", "ssm", "taps"]
 
 _TINY = 1e-30
 
@@ -125,3 +127,151 @@ def ssm(
             _step_modes(pole, part, x, n, u)
             for j in range(r):
                 _add_times(x, columns[j * size : (j + 1) * size], seen[C + j])
+
+
+@compiled
+def _rotate(a: Any, v: Any, x: Any, y: Any) -> None:
+    """x <- a x + v and y <- x, for interleaved complex numbers."""
+    for i in range(x.size // 2):
+        re, im = x[2 * i], x[2 * i + 1]
+        x[2 * i] = _alive(a[2 * i] * re - a[2 * i + 1] * im + v[2 * i])
+        x[2 * i + 1] = _alive(a[2 * i + 1] * re + a[2 * i] * im + v[2 * i + 1])
+        y[2 * i], y[2 * i + 1] = x[2 * i], x[2 * i + 1]
+
+
+@compiled
+def recur(poles: Any, memory: Any, states: Any, source: Any, target: Any, state: Any, lo: Any, hi: Any) -> None:
+    """The numbers lo to hi of x <- a x + v and y <- x; poles, v, x and y are interleaved."""
+    for stream in range(len(memory)):
+        x, y = states[stream, state + lo : state + hi], memory[stream, target + lo : target + hi]
+        _rotate(poles[lo:hi], memory[stream, source + lo : source + hi], x, y)
+
+
+@compiled
+def _add_product(w: Any, x: Any, y: Any) -> None:
+    for i in range(y.size):
+        y[i] += w[i] * x[i]
+
+
+@compiled
+def taps(
+    w: Any, memory: Any, states: Any, source: Any, target: Any, H: Any, state: Any, K: Any, lo: Any, hi: Any
+) -> None:
+    """Features lo to hi of y <- bias + Σ w_j x_j + w_K u, and the K last inputs x move on.
+
+    The weights are the biases (H, filled up to a whole cache line) and a row for each of the K + 1 taps, likewise.
+    """
+    stride = compiled_lines(H)
+    for stream in range(len(memory)):
+        u, y = memory[stream, source + lo : source + hi], memory[stream, target + lo : target + hi]
+        past = states[stream, state : state + K * H]
+        copy(w[lo:hi], y)
+        for j in range(K):
+            _add_product(w[(1 + j) * stride + lo : (1 + j) * stride + hi], past[j * H + lo : j * H + hi], y)
+        _add_product(w[(1 + K) * stride + lo : (1 + K) * stride + hi], u, y)
+        for j in range(K - 1):
+            copy(past[(j + 1) * H + lo : (j + 1) * H + hi], past[j * H + lo : j * H + hi])
+        if K:
+            copy(u, past[(K - 1) * H + lo : (K - 1) * H + hi])
+
+
+@compiled
+def _select_modes(a: Any, x: Any, b: Any, c: Any, dt: Any, u: Any) -> Any:
+    """x <- e^(dt a) x + dt u b, for the states of a feature; returns c x."""
+    gain, y = dt * u, 0.0
+    for i in range(x.size):
+        x[i] = _alive(exact_exp(dt * a[i]) * x[i] + gain * b[i])
+        y += c[i] * x[i]
+    return y
+
+
+@compiled
+def select(
+    poles: Any,
+    w: Any,
+    memory: Any,
+    states: Any,
+    source: Any,
+    target: Any,
+    E: Any,
+    state: Any,
+    N: Any,
+    G: Any,
+    steps: Any,
+    input_gains: Any,
+    output_gains: Any,
+    fixed_input_gains: Any,
+    fixed_output_gains: Any,
+    lo: Any,
+    hi: Any,
+) -> None:
+    """Features lo to hi of E of the step of a selective system with N states per feature.
+
+    The weights are the feedthrough (E, filled up to a whole cache line), then the gains (E, N) that are the same at all
+    times, likewise. Other gains (G, N) lie in the memory, where feature e uses row e // (E / G).
+    """
+    fixed_in = compiled_lines(E)
+    fixed_out = fixed_in + (compiled_lines(E * N) if fixed_input_gains else 0)
+    for e in range(lo, hi):
+        a, mine, shared = poles[e * N : (e + 1) * N], e * N, e // (E // G) * N
+        for stream in range(len(memory)):
+            row, x = memory[stream], states[stream, state + mine : state + mine + N]
+            dt, u = np.float64(row[steps + e]), np.float64(row[source + e])
+            if fixed_input_gains:
+                b = w[fixed_in + mine : fixed_in + mine + N]
+            else:
+                b = row[input_gains + shared : input_gains + shared + N]
+            if fixed_output_gains:
+                c = w[fixed_out + mine : fixed_out + mine + N]
+            else:
+                c = row[output_gains + shared : output_gains + shared + N]
+            row[target + e] = _select_modes(a, x, b, c, dt, u) + w[e] * u
+
+
+@compiled
+def _decay(x: Any, b: Any, c: Any, decay: Any, gain: Any) -> Any:
+    """x <- decay x + gain b; returns c x."""
+    y = 0.0
+    for i in range(x.size):
+        x[i] = _alive(decay * x[i] + gain * b[i])
+        y += c[i] * x[i]
+    return y
+
+
+@compiled
+def heads(
+    poles: Any,
+    w: Any,
+    memory: Any,
+    states: Any,
+    source: Any,
+    target: Any,
+    n: Any,
+    state: Any,
+    N: Any,
+    G: Any,
+    P: Any,
+    lo: Any,
+    hi: Any,
+) -> None:
+    """Features lo to hi of n of the step of heads of P features, with N states per feature and G groups of heads.
+
+    The input is x (n), B and C (G, N) and a number for the step size of each head. The weights are the biases of the
+    step sizes (a head each, filled up to a whole cache line) and the feedthrough (n); the poles begin with the least
+    and the greatest step size and the rate.
+    """
+    H = n // P
+    direct, low, high, rate = w[compiled_lines(H) :], poles[0], poles[1], poles[2]
+    gains = source + n
+    raw = gains + 2 * G * N
+    for stream in range(len(memory)):
+        row = memory[stream]
+        for h in range(lo // P, (hi + P - 1) // P):
+            r = np.float64(row[raw + h]) + w[h]
+            dt = rate * min(max(max(r, 0.0) + math.log1p(math.exp(-abs(r))), low), high)
+            decay = math.exp(dt * poles[3 + h])
+            first = gains + h // (H // G) * N
+            b, c = row[first : first + N], row[first + G * N : first + G * N + N]
+            for i in range(max(lo, h * P), min(hi, (h + 1) * P)):
+                x, u = states[stream, state + i * N : state + (i + 1) * N], np.float64(row[source + i])
+                row[target + i] = _decay(x, b, c, decay, dt * u) + direct[i] * u
