@@ -15,13 +15,21 @@ from .complex import add_rotation_adjoint, from_interleaved, interleaved
 __all__ = ["Chunk", "chunk_length", "move_on", "scan_chunks", "toeplitz"]
 
 _SHORT, _LONG = 32, 64
-_MANY = 1 << 14
-"""Samples from which long chunks pay: their products grow, and the steps from chunk to chunk become fewer."""
 
 
-def chunk_length(B: int, L: int) -> int:
-    """The chunk length for B sequences of length L: one of two, as what a chunk does may be kept for each length."""
-    return _SHORT if B * L < _MANY else _LONG
+def chunk_length(B: int, L: int, *, kept: bool, matrix: bool) -> int:
+    """The chunk length for B sequences of length L: one of two, as what a chunk does may be kept for each length.
+
+    The products of long chunks are larger, and the steps from chunk to chunk fewer. These cost most where a matrix
+    moves the state on. What is not kept is made for this scan alone, at a cost that grows with the chunk.
+
+    Arguments:
+        B, L: The number of sequences and their length.
+        kept: Whether what a chunk does serves other scans too.
+        matrix: Whether a matrix moves the state on.
+    """
+    samples, enough = B * L, 1 << 14 if not kept else 64 if matrix else 1 << 10
+    return _LONG if samples >= enough else _SHORT
 
 
 def toeplitz(kernel: Tensor) -> Tensor:
@@ -86,10 +94,18 @@ class _Carry(torch.autograd.Function):
         added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None, backwards: bool
     ) -> tuple[Tensor, Tensor]:
         before = torch.empty_like(added)
-        for i in reversed(range(added.shape[1])) if backwards else range(added.shape[1]):
-            before[:, i] = state
-            state = move_on(added[:, i], state, poles, matrix)
-        return before, state
+        order = range(added.shape[1])
+        if matrix is not None or poles is None:
+            for i in reversed(order) if backwards else order:
+                before[:, i] = state
+                state = move_on(added[:, i], state, poles, matrix)
+            return before, state
+        # In the dtype of the poles from chunk to chunk: fewer operations, and less rounding.
+        s = from_interleaved(state).to(poles.dtype)
+        for i in reversed(order) if backwards else order:
+            before[:, i] = interleaved(s)
+            s = torch.addcmul(from_interleaved(added[:, i]).to(s.dtype), s, poles)
+        return before, interleaved(s).to(state.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -111,12 +127,14 @@ def _chunks(
     u: Tensor, state: Tensor, chunk: Chunk, carry: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """A whole number of chunks: u (B, n T, H) and state (H, B, N) to y (B, n T, C H) and the next state."""
-    B, T = u.shape[0], chunk.reach.shape[1]
+    (B, L, H), T = u.shape, chunk.reach.shape[1]
+    n = L // T
+    # Views and not einops here, which costs a short block as much as a product.
     # Contiguous: of a transposed view torch makes a copy and a product for each feature, ten times slower in blocks.
-    flat = rearrange(u, "b (n t) h -> h (n b) t", t=T).contiguous()
-    before, state = carry((flat @ chunk.reach).unflatten(1, (-1, B)), state)
-    y = (flat @ chunk.inside).baddbmm_(before.flatten(1, 2), chunk.observe)
-    return rearrange(y, "h (n b) (c t) -> b (n t) (c h)", b=B, t=T), state
+    flat = u.view(B, n, T, H).permute(3, 1, 0, 2).reshape(H, n * B, T).contiguous()
+    before, state = carry(torch.bmm(flat, chunk.reach).view(H, n, B, -1), state)
+    y = torch.bmm(flat, chunk.inside).baddbmm_(before.view(H, n * B, -1), chunk.observe)
+    return y.view(H, n, B, -1, T).permute(2, 1, 4, 3, 0).reshape(B, L, -1), state
 
 
 def scan_chunks(
@@ -145,10 +163,12 @@ def scan_chunks(
     whole = L - L % T
 
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        before, after = _Carry.apply(added, state, chunk.poles, chunk.matrix, False)  # type: ignore[no-untyped-call]
+        # What autograd needs costs a short block more than the products.
+        run = _Carry.apply if torch.is_grad_enabled() else _Carry.forward
+        before, after = run(added, state, chunk.poles, chunk.matrix, False)
         return before, after
 
-    state = rearrange(state, "b h n -> h b n").contiguous()
+    state = state.transpose(0, 1).contiguous()
     parts = []
     if whole:
         y, state = _chunks(u[:, :whole], state, chunk, carry)
@@ -157,4 +177,4 @@ def scan_chunks(
         short = chunk.first(rest)
         y, state = _chunks(u[:, whole:], state, short, lambda r, x: (x[:, None], advance(x, rest) + r[:, 0]))
         parts.append(y)
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), rearrange(state, "h b n -> b h n")
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), state.transpose(0, 1)

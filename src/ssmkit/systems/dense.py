@@ -148,7 +148,7 @@ class DiscreteDense(PerFeature):
 
     def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
-        (C, H), T = self.D.shape, chunk_length(*u.shape[:2])
+        (C, H), T = self.D.shape, chunk_length(*u.shape[:2], kept=False, matrix=True)
         rows, table = group_rows(self.c, len(self.A)), squares(self.A, T.bit_length())
         columns = krylov_columns(table[:-1], self.b)
         chunk = Chunk.of(

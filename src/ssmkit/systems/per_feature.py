@@ -260,7 +260,8 @@ class LowRankSystem(PerFeature):
 
     def scan(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
-        parts = self.chunk_coefficients(chunk_length(*u.shape[:2]))
+        kept, matrix = not (torch.is_grad_enabled() and self.requires_grad), self.low_rank_part()[0].shape[-1] > 0
+        parts = self.chunk_coefficients(chunk_length(*u.shape[:2], kept=kept, matrix=matrix))
         return scan_chunks(u, x, parts.chunk, parts.advance)
 
     def prepare(self) -> None:
