@@ -50,6 +50,7 @@ TESTS = {
     "systems/base.py": ["tests/test_parts.py", "tests/test_room.py", "tests/test_systems.py", *LAWS],
     "systems/shared.py": ["tests/test_shared.py", "tests/test_room.py", "tests/test_parts.py", *LAWS],
     "systems/taps.py": ["tests/test_shared.py", *LAWS],
+    "systems/words.py": ENGINE,
     "systems/selective.py": ["tests/test_selective.py", *LAWS],
     "systems/heads.py": ["tests/test_ssd.py", *LAWS],
     "systems/two_sided.py": ["tests/test_shared.py", "tests/test_layers.py"],
@@ -214,6 +215,8 @@ def main():
         for part in ("src", "tests", "pyproject.toml"):
             copier = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copier(ROOT / part, folder / part)
+        # What some tests read.
+        (folder / "examples").symlink_to(ROOT / "examples")
         # Of all files with the same tests, one: with tests that fail as they are, nothing would survive.
         for file in {tuple(tests_of(file)): file for file, *_ in every[: options.sample or None]}.values():
             if not survives(folder, file, options.limit):
