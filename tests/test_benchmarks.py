@@ -1,16 +1,19 @@
 """The benchmarks run; what they measure is for them to say."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import cases  # noqa: E402
+import layers  # noqa: E402
 from measure import Times, peak_memory, turn_by_turn  # noqa: E402
 
 
@@ -90,3 +93,23 @@ def test_streams_are_measured_into_another_folder(tmp_path, monkeypatch):
     suffixes = sorted(path.name.split("streaming-cpu")[1] for path in (tmp_path / "new").iterdir())
     assert suffixes == ["-generation.csv", "-latency.csv", "-sizes.csv", ".json", ".svg", ".txt"]
     assert before == {path: path.stat().st_mtime_ns for path in docs.iterdir()}
+
+
+def test_layers_are_measured_without_the_packages_of_others(tmp_path):
+    """Each that is not installed is named, and left out."""
+    (tmp_path / "s5.py").write_text("raise ModuleNotFoundError('away', name='s5')\n")
+    command = [sys.executable, str(BENCHMARKS / "layers.py"), "--scale", "0.005", "--rounds", "1", "--only", "S5"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "S5: s5-pytorch is left out, since the package s5 is not installed." in done.stdout
+    assert len(re.findall(r"^S5  4, 81, 256  ssmkit.* [\d.]+ s  .* MiB$", done.stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("case", layers.CASES)
+def test_every_case_of_the_layers_runs(case):
+    made = layers.CASES[case][0](1, 6, 64)
+    assert len(made) > 1
+    for name, make in made.items():
+        if name.startswith("ssmkit"):
+            make()()
