@@ -1,4 +1,4 @@
-"""Models as compiled programs: streams in real time, and sampling inside the loop."""
+"""Models as compiled programs, for streams in real time and for sampling inside the compiled loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Generated(NamedTuple):
     classes: Tensor
     """Shape :math:`(*, L)`."""
     nats: Tensor
-    """Negative log-likelihood of each under the model, whatever the temperature, in float64; shape :math:`(*, L)`."""
+    """Negative log-likelihood of each under the model at temperature 1, in float64; shape :math:`(*, L)`."""
     logits: Tensor
     """The model's logits for the next sample; shape :math:`(*, classes)`."""
 
@@ -37,25 +37,24 @@ class Engine:
     r"""A causal model as a compiled program that runs sample by sample, in real time.
 
     The model is lowered once to a flat list of instructions over packed float32 weights; one compiled function runs
-    them, with no Python between samples. What comes out agrees with :meth:`~ssmkit.SequenceLayer.step` to rounding, and
-    the states are the same: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, go on here, and back. Streams whose
-    phases differ (:class:`ssmkit.MultiRate`) run in groups that agree.
+    them, with no Python between samples. The output agrees with :meth:`~ssmkit.SequenceLayer.step` to rounding, and
+    the states are interchangeable: read a prompt with :meth:`~ssmkit.SequenceLayer.scan`, and continue here. Streams
+    whose phases differ (:class:`ssmkit.MultiRate`) run in groups of equal phase.
 
-    It takes all causal layers of ssmkit, the position-wise modules of torch, and a :class:`ssmkit.StateSpaceLayer` of
-    your own whose system has :meth:`~ssmkit.systems.System.write`; a module of your own is refused. The program holds a
-    copy of the weights as they are now, in float32 and on the CPU, and runs as in evaluation: dropout does nothing. No
-    gradients flow through it. The first engine on a machine compiles, for some twenty seconds; the result is kept on
-    disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
+    It accepts all causal layers of ssmkit, the position-wise modules of torch, and a :class:`ssmkit.StateSpaceLayer` of
+    your own whose system has :meth:`~ssmkit.systems.System.write`; it refuses a module of your own. The program holds a
+    copy of the weights as they are now, in float32 and on the CPU, and runs in evaluation mode: dropout does nothing.
+    No gradients flow through it. The first engine on a machine compiles for about twenty seconds; the result is kept
+    on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
 
-    An engine may be shared by threads: running writes to the stream alone, and releases Python's lock.
+    Threads may share an engine: running writes to the stream alone, and releases Python's lock.
 
     Arguments:
         model: A causal model of width :math:`d_{input}`, or one that begins with an `nn.Embedding` and takes classes.
-        system: What the model's `system()` returned; by default made on the spot.
-        threads: How many threads share the work. They divide several streams among each other. Of one stream they
-            divide the rows of its products, and wait for each other after each, so that a core that is busy with
-            something else makes it slower, not faster. By default one for one stream, and `torch.get_num_threads()`
-            for several.
+        system: What the model's `system()` returned; by default it is made here.
+        threads: How many threads share the work. Several streams are divided among them. For one stream they divide
+            the rows of each product, and wait for each other after it: if another program uses one of the cores, this
+            is slower than one thread. By default one for one stream, and `torch.get_num_threads()` for several.
 
     Attributes:
         table: The instructions, a structured array with the fields of `Instruction` in `ssmkit.streaming.kernels`.
@@ -88,7 +87,7 @@ class Engine:
         program = Program()
         with torch.no_grad():
             self._source = program.slot(model.d_input or 0)
-            # Every thread of a team copies its own part of the input.
+            # Each thread of a team copies its own part of the input.
             program.wrote(self._source)
             system = model.system() if system is None else system
             self._target, self._packing = lower(program, model, system, self._source)
@@ -100,7 +99,7 @@ class Engine:
         self._size, self._states, self._counters = program.size, program.states, program.counters
         self._classes = program.classes
         self._model_state = model.initial_state
-        # Compiles now, or loads what was compiled, so that no sample waits for it.
+        # Compile now, or load compiled code from disk, so that the first sample does not wait for it.
         empty = self.start(0)
         if self._classes is None:
             empty.run(torch.zeros(0, 0, self._source.width))
@@ -111,7 +110,7 @@ class Engine:
 
     @property
     def d_input(self) -> int | None:
-        """The width of the input, or None if classes come in."""
+        """The width of the input, or None if the input is classes."""
         return None if self._classes is not None else self._source.width
 
     @property
@@ -120,11 +119,11 @@ class Engine:
         return self._target.width
 
     def start(self, *batch_shape: int, state: State | None = None) -> Stream:
-        """Starts streams that are kept in the engine's own layout, so that no call converts a state.
+        """Starts streams whose states stay in the engine's own layout, so that no call converts them.
 
         Arguments:
             batch_shape: The batch axes.
-            state: Where the streams have got to, as `step` has it; by default they are at rest.
+            state: The state, in the form that `step` takes; by default at rest.
 
         Returns:
             The streams.
@@ -135,11 +134,11 @@ class Engine:
         return Stream(self, batch_shape, self._model_state(*batch_shape) if state is None else state)
 
     def run(self, u: Tensor, state: State) -> tuple[Tensor, State]:
-        """Maps a chunk of any length sample by sample, carrying the state, as the model's `scan` does in parallel.
+        """Maps a chunk of any length sample by sample; the model's `scan` gives the same in parallel.
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`, or classes with shape :math:`(*, L)`.
-            state: Where the streams have got to.
+            state: The state before the chunk.
 
         Returns:
             The output, with shape :math:`(*, L, d_{output})`, and the next state.
@@ -165,8 +164,8 @@ class Engine:
             raise ValueError(f"Engine: classes in `u` must be at least 0 and less than {self._classes}.")
         return u.shape[:-1]
 
-    def _share_out(self, memory: Memory, work: Callable[..., None]) -> None:
-        """Runs compiled work on all threads: for one stream as a team, and for several each on a part of them."""
+    def _run_on_threads(self, memory: Memory, work: Callable[..., None]) -> None:
+        """Runs compiled work on all threads: one stream as a team, or several streams with a part for each thread."""
         streams = len(memory.floats)
         alone = np.zeros(kernels.LANE, np.int64)
         threads = self._threads or (1 if streams == 1 else torch.get_num_threads())
@@ -186,7 +185,7 @@ class Engine:
                 (slice(lo, hi), Memory(memory.floats[lo:hi], memory.states[lo:hi], memory.counters.copy()), 0, 1, alone)
                 for lo, hi in zip(edges, edges[1:], strict=False)
             ]
-        # New threads for every call: those of a pool could be busy while the others of their team wait for them.
+        # New threads for every call: a thread of a pool could be busy while the others of its team wait for it.
         rest = [threading.Thread(target=work, args=part) for part in parts[1:]]
         for thread in rest:
             thread.start()
@@ -209,15 +208,15 @@ class Stream:
         >>> model = ssmkit.Sequential(torch.nn.Embedding(16, 8), ssmkit.S4D(8), torch.nn.Linear(8, 16))
         >>> stream = ssmkit.streaming.Engine(model).start()
         >>> logits = stream.run(torch.tensor([3, 1, 4]))[-1]
-        >>> chance = torch.rand(100, generator=torch.Generator().manual_seed(0))
-        >>> stream.generate(logits, chance, top_p=0.9).classes.shape
+        >>> uniform = torch.rand(100, generator=torch.Generator().manual_seed(0))
+        >>> stream.generate(logits, uniform, top_p=0.9).classes.shape
         torch.Size([100])
     """
 
     def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State) -> None:
         self.batch_shape = torch.Size(batch_shape)
         self.engine = engine
-        # An odd number of cache lines, so that the same line of all streams does not fall on one set of the cache.
+        # An odd number of cache lines: with an even one, the same line of many streams would fall into one cache set.
         row = engine._size + kernels.LANE * (1 - engine._size // kernels.LANE % 2)
         streams, counters = prod(batch_shape), max(1, engine._counters)
         memory = Memory(
@@ -231,8 +230,8 @@ class Stream:
 
     @property
     def state(self) -> State:
-        """A copy of where the streams have got to, as `step` has it, with dtype and device of the first state."""
-        return self.engine._packing.unpack(self._like, self.batch_shape, _together(self._groups))
+        """A copy of the state, in the form that `step` takes, with dtypes and devices of the state at the start."""
+        return self.engine._packing.unpack(self._like, self.batch_shape, _join(self._groups))
 
     def run(self, u: Tensor) -> Tensor:
         """Maps a chunk of any length.
@@ -291,7 +290,7 @@ class Stream:
                 arrivals,
             )
 
-        engine._share_out(memory, work)
+        engine._run_on_threads(memory, work)
 
     def generate(
         self, logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
@@ -303,15 +302,15 @@ class Stream:
             uniform: Numbers in [0, 1), one for every sample to draw, with shape :math:`(*, L)`, for example from
                 `torch.rand` with a generator: the same numbers give the same samples, in one call or in several.
             temperature: Logits are divided by it; at 0 the likeliest class is taken.
-            top_k: Draw from so many of the likeliest classes; 0 for all.
+            top_k: Draw from this many of the likeliest classes; 0 for all.
             top_p: Draw from the likeliest classes that together have this probability (nucleus sampling); 1 for all.
 
         Returns:
             Classes, their negative log-likelihood, and the logits of the next sample.
 
         Raises:
-            ValueError: If the model does not take the classes that it gives, a shape is wrong, or an option is out of
-                its range.
+            ValueError: If the model does not begin with an Embedding of at least as many classes as its output has, a
+                shape is wrong, or an option is out of its range.
         """
         engine = self.engine
         width, streams = engine.d_output, prod(self.batch_shape)
@@ -328,17 +327,17 @@ class Stream:
             raise ValueError(f"Stream.generate: `top_p` must be above 0 and at most 1, got {top_p!r}.")
         length = uniform.shape[-1]
         chance = uniform.to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
-        said = logits.detach().to("cpu", torch.float32, copy=True).numpy().reshape(streams, width)
+        last_logits = logits.detach().to("cpu", torch.float32, copy=True).numpy().reshape(streams, width)
         classes = torch.empty(*self.batch_shape, length, dtype=torch.long)
         nats = torch.empty(*self.batch_shape, length, dtype=torch.double)
         drawn, cost = classes.numpy().reshape(streams, length), nats.numpy().reshape(streams, length)
 
         for rows, memory in self._groups:
-            parts = drawn[rows], cost[rows], said[rows]
+            parts = drawn[rows], cost[rows], last_logits[rows]
             self._generate(memory, chance[rows], *parts, float(temperature), top_k, float(top_p))
             if not isinstance(rows, slice):
-                drawn[rows], cost[rows], said[rows] = parts
-        following = torch.from_numpy(said).reshape(logits.shape).to(logits)
+                drawn[rows], cost[rows], last_logits[rows] = parts
+        following = torch.from_numpy(last_logits).reshape(logits.shape).to(logits)
         return Generated(classes.to(logits.device), nats.to(logits.device), following)
 
     def _generate(
@@ -347,7 +346,7 @@ class Stream:
         chance: np.ndarray,
         drawn: np.ndarray,
         cost: np.ndarray,
-        said: np.ndarray,
+        last_logits: np.ndarray,
         temperature: float,
         top_k: int,
         top_p: float,
@@ -355,7 +354,7 @@ class Stream:
         engine = self.engine
         target, width = engine._target.start, engine.d_output
         logits = engine._target.of(memory.floats)
-        logits[...] = said
+        logits[...] = last_logits
 
         def work(part: slice, memory: Memory, rank: int, team: int, arrivals: np.ndarray) -> None:
             kernels.generate(
@@ -378,12 +377,12 @@ class Stream:
                 arrivals,
             )
 
-        engine._share_out(memory, work)
-        said[...] = logits
+        engine._run_on_threads(memory, work)
+        last_logits[...] = logits
 
 
 def _groups(memory: Memory) -> list[tuple[slice | np.ndarray, Memory]]:
-    """Splits streams into groups that agree in their counters: while a program runs, its streams share them."""
+    """Splits streams into groups with equal counters: while a program runs, its streams share the counters."""
     kinds, kind = np.unique(memory.counters, axis=0, return_inverse=True)
     rows: list[slice | np.ndarray] = [slice(None)]
     if len(kinds) > 1:
@@ -391,7 +390,7 @@ def _groups(memory: Memory) -> list[tuple[slice | np.ndarray, Memory]]:
     return [(r, Memory(memory.floats[r], memory.states[r], memory.counters[r].max(axis=0, initial=0))) for r in rows]
 
 
-def _together(groups: list[tuple[slice | np.ndarray, Memory]]) -> Memory:
+def _join(groups: list[tuple[slice | np.ndarray, Memory]]) -> Memory:
     """The memory of all streams, in their order."""
     rows, memory = groups[0]
     if isinstance(rows, slice):
@@ -399,6 +398,6 @@ def _together(groups: list[tuple[slice | np.ndarray, Memory]]) -> Memory:
     streams = sum(len(part.floats) for _, part in groups)
     whole = Memory(*(np.empty((streams, array.shape[-1]), array.dtype) for array in memory))
     for rows, part in groups:
-        for array, of_group in zip(whole, part, strict=True):
-            array[rows] = of_group
+        for array, group_array in zip(whole, part, strict=True):
+            array[rows] = group_array
     return whole

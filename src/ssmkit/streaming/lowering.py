@@ -1,6 +1,6 @@
-"""The table of what can be lowered: for every container and every module of torch, the instructions that it becomes.
+"""The lowering of models: the instructions that every container and every module of torch becomes.
 
-No layer stands here by its name: what a layer's step is made of is said by its system.
+The table does not name state-space layers one by one: the system of such a layer writes its own step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..layers.base import SequenceLayer, System
 from ..layers.branches import Branches
 from ..layers.chain import Chain
 from .kernels import Activation, Op
-from .packing import Frames, Kept, Nothing, Packing, Slot, Together
+from .packing import Frames, NoState, Packing, Slot, StateTuple, Untouched
 from .program import Program
 from .words import ProgramWords, activation, linear
 
@@ -38,11 +38,11 @@ _Module: TypeAlias = Callable[[Program, Any, Slot], Slot]
 _T = TypeVar("_T")
 
 LAYERS: dict[type[SequenceLayer], _Layer] = {}
-"""Containers, and the layers that are a system: from a program, the layer, its system and its input to its output and
-the packing of its state. An entry holds for subclasses that have no mode of their own."""
+"""Sequence layers: functions of a program, the layer, its system and its input, which return its output and the packing
+of its state. An entry also holds for subclasses that override none of `_MODES`."""
 
 MODULES: dict[type[nn.Module], _Module] = {}
-"""Position-wise modules: from a program, the module and its input to its output."""
+"""Position-wise modules: functions of a program, the module and its input, which return its output."""
 
 
 def _lowers(table: dict[Any, _T], *kinds: type[nn.Module]) -> Callable[[_T], _T]:
@@ -57,13 +57,13 @@ def lower(program: Program, layer: SequenceLayer, system: System, source: Slot) 
     """Writes a layer's instructions.
 
     Arguments:
-        program: What to write to.
+        program: The program to write to.
         layer: The layer.
-        system: What its `system()` gave.
-        source: Where its input lies.
+        system: What its `system()` returned.
+        source: The slot of its input.
 
     Returns:
-        Where its output lies, and how its state lies in the memory.
+        The slot of its output, and the packing of its state.
 
     Raises:
         ValueError: If its kind is not in the table, if it has forward hooks, or if its system cannot be written.
@@ -83,7 +83,7 @@ def lower(program: Program, layer: SequenceLayer, system: System, source: Slot) 
 
 
 _MODES = {"combine", "forward", "initial_state", "scan", "step", "system"}
-"""What a layer of another kind must not have of its own: the program would not run it."""
+"""Methods that a subclass must not override: a program would not run them."""
 
 
 def _lower_module(program: Program, module: nn.Module, source: Slot) -> Slot:
@@ -113,7 +113,7 @@ def _chain(program: Program, layer: Chain, system: System, source: Slot) -> tupl
     for child, part in layer.shares(system):
         y, packing = lower(program, child, part, y)
         parts.append(packing)
-    return y, Together(layer, tuple(parts))
+    return y, StateTuple(layer, tuple(parts))
 
 
 @_lowers(LAYERS, Residual)
@@ -130,7 +130,7 @@ def _branches(program: Program, layer: Branches, system: System, source: Slot) -
         y, packing = lower(program, branch, part, source)
         outputs.append(y)
         parts.append(packing)
-    return outputs, Together(layer, tuple(parts))
+    return outputs, StateTuple(layer, tuple(parts))
 
 
 @_lowers(LAYERS, Product)
@@ -147,7 +147,7 @@ def _concatenate(program: Program, layer: Concatenate, system: System, source: S
     target = program.slot(sum(y.width for y in outputs))
     start = target.start
     for y in outputs:
-        # The parts of the joined vector that a thread owns are not those that it owns of the vectors before.
+        # A thread owns other elements of the joined vector than of the vectors that it is made of.
         program.emit(Op.COPY, y, Slot(start, y.width), scattered=True, width=y.width)
         program.wrote(target, scattered=True)
         start += y.width
@@ -156,12 +156,12 @@ def _concatenate(program: Program, layer: Concatenate, system: System, source: S
 
 @_lowers(LAYERS, Pointwise)
 def _pointwise(program: Program, layer: Pointwise, system: System, source: Slot) -> tuple[Slot, Packing]:
-    return _lower_module(program, layer.module, source), Nothing()
+    return _lower_module(program, layer.module, source), NoState()
 
 
 @_lowers(LAYERS, TiedDropout)
 def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: Slot) -> tuple[Slot, Packing]:
-    return source, Kept(program.slot(layer.d_model))
+    return source, Untouched(program.slot(layer.d_model))
 
 
 @_lowers(LAYERS, StateSpaceLayer)
@@ -187,7 +187,7 @@ def _multi_rate(program: Program, layer: MultiRate, system: System, source: Slot
     )
     program.wrote(filling, scattered=True)
     with program.skipped_unless_full():
-        # In the memory a frame has samples outside and features inside; in the weights of the pooling, the other way.
+        # In the memory a frame is ordered (sample, feature); the weights of the pooling are ordered (feature, sample).
         down, up = layer.down.linear, layer.up.linear
         before = down.weight.unflatten(1, (d, pool)).transpose(1, 2).flatten(1)
         after = up.weight.unflatten(0, (d, pool)).transpose(0, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""How the states of layers lie in the memory of a program."""
+"""The layout of the states of layers in the memory of a program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..layers.container import Container
 from ..layers.pointwise import no_state
 from ..states import State
 
-__all__ = ["Frames", "Kept", "Memory", "Nothing", "Packing", "Recurrent", "Slot", "Together"]
+__all__ = ["Frames", "Memory", "NoState", "Packing", "Recurrent", "Slot", "StateTuple", "Untouched"]
 
 
 class Memory(NamedTuple):
@@ -28,28 +28,28 @@ class Memory(NamedTuple):
     states: np.ndarray
     """States of recurrences, float64; shape (streams, states)."""
     counters: np.ndarray
-    """Phases of frames; shape (streams, counters), or (counters) for streams that agree in them."""
+    """Phases of frames; shape (streams, counters), or (counters) for streams with equal phases."""
 
 
 class Slot(NamedTuple):
-    """Where a vector lies in the memory of a stream."""
+    """The place of a vector in the memory of a stream."""
 
     start: int
     width: int
 
     def of(self, floats: np.ndarray) -> np.ndarray:
-        """The vector of every stream: columns of an array of shape (streams, size)."""
+        """The vectors of all streams: columns of an array of shape (streams, size)."""
         return floats[:, self.start : self.start + self.width]
 
 
 class Packing(Protocol):
-    """How the state of a layer lies in the memory."""
+    """The layout of a layer's state in the memory."""
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
         """Writes a state to the memory."""
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Reads a state from the memory, with dtypes and devices of the state `like`."""
+        """Reads a state from the memory, with the dtypes and devices of the state `like`."""
 
 
 def _write(state: State, shape: Sequence[int], batch: Sequence[int]) -> np.ndarray:
@@ -63,7 +63,7 @@ def _read(x: np.ndarray, like: State, batch: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoState:
     """The state of a layer without memory, `()`."""
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
@@ -77,27 +77,27 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """The state of a system, one tensor, whose numbers lie in an order of their own among the states."""
+    """The state of a system: one tensor, whose elements are stored among the states, possibly in another order."""
 
     slot: Slot
     shape: tuple[int, ...]
     order: np.ndarray | slice
-    """For every number in the memory its place in the tensor."""
+    """For each element in the memory, its index in the flat tensor."""
 
     def pack(self, state: State, batch: Sequence[int], memory: Memory) -> None:
-        """Writes the numbers in the order of the memory."""
+        """Writes the elements in the order of the memory."""
         x = _write(state, self.shape, batch).reshape(prod(batch), self.slot.width)
         self.slot.of(memory.states)[...] = x[:, self.order]
 
     def unpack(self, like: State, batch: Sequence[int], memory: Memory) -> State:
-        """Reads the numbers in the order of the tensor."""
+        """Reads the elements in the order of the tensor."""
         x = np.empty((prod(batch), self.slot.width))
         x[:, self.order] = self.slot.of(memory.states)
         return _read(x.reshape(prod(batch), *self.shape), like, batch)
 
 
 @dataclass(frozen=True)
-class Kept:
+class Untouched:
     """A tensor that the program neither reads nor writes, such as the mask of a tied dropout."""
 
     slot: Slot
@@ -115,7 +115,7 @@ class Kept:
 class Frames:
     """The state of a :class:`ssmkit.MultiRate`: the frame being filled, the one being emitted, phase and inner state.
 
-    The samples of the frame being filled are at its end in the layer's state, and at its beginning in the memory.
+    In a frame that is not full, the samples are at the end in the layer's state, and at the beginning in the memory.
     """
 
     layer: MultiRate
@@ -157,7 +157,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Together:
+class StateTuple:
     """The tuple of the states of a container's layers."""
 
     layer: Container

@@ -1,4 +1,4 @@
-"""A program while it is written: instructions, weights, and the plan of its memory."""
+"""A program under construction: instructions, weights, and the layout of its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Program"]
 
 
 class Program:
-    """A program that is being written."""
+    """A program under construction."""
 
     def __init__(self) -> None:
         self._table: list[Instruction] = []
@@ -24,9 +24,9 @@ class Program:
         self._held = 0
         self._poles: list[np.ndarray] = []
         self._poles_held = 0
-        # Where the vectors begin that the threads of a team have written since they last waited for each other. Each
-        # thread owns a part of every vector. A vector is scattered if a thread has written outside its own part.
-        self._unseen: set[int] = set()
+        # Starts of the vectors written since the last barrier of a team. Each thread owns a part of every vector. A
+        # vector is scattered if a thread has written outside its own part.
+        self._unsynchronised: set[int] = set()
         self._scattered: set[int] = set()
         self.read_again: set[Slot] = set()
         """Vectors that more than one instruction reads."""
@@ -37,10 +37,10 @@ class Program:
         self.counters = 0
         """Counters that the streams share."""
         self.classes: int | None = None
-        """How many classes there are, if classes come in."""
+        """How many classes there are, if the input is classes."""
 
     def hold(self, *arrays: Tensor) -> int:
-        """Packs weights, each from the beginning of a cache line on; returns where the first begins."""
+        """Packs weights as float32, each array at the start of a cache line; returns where the first begins."""
         start = self._held
         for array in arrays:
             flat = array.detach().to("cpu", torch.float32).reshape(-1).numpy()
@@ -49,12 +49,12 @@ class Program:
         return start
 
     def slot(self, width: int) -> Slot:
-        """Plans a vector in the memory."""
+        """Reserves a vector in the memory."""
         slot = Slot(self.size, width)
         self.size += lines(width)
         return slot
 
-    def hold_exact(self, *arrays: Tensor) -> int:
+    def hold_float64(self, *arrays: Tensor) -> int:
         """Packs numbers as float64, such as poles, one array after another; returns where they begin."""
         start = self._poles_held
         for array in arrays:
@@ -63,13 +63,13 @@ class Program:
         return start
 
     def state(self, width: int) -> Slot:
-        """Plans a vector among the states."""
+        """Reserves a vector among the states."""
         slot = Slot(self.states, width)
         self.states += width
         return slot
 
     def counter(self) -> int:
-        """Plans a counter."""
+        """Reserves a counter."""
         self.counters += 1
         return self.counters - 1
 
@@ -89,33 +89,33 @@ class Program:
         Arguments:
             op: What to do.
             source, target: What it reads and what it writes.
-            others: What it reads besides, by the fields that say where each begins.
+            others: What else it reads, by the names of the fields that say where each begins.
             whole: Whether a thread of a team reads parts that other threads own.
             scattered: Whether a thread writes parts that other threads own.
-            fields: The other fields of :class:`~.kernels.Instruction` that its kind uses.
+            fields: The other fields of :class:`~.kernels.Instruction` that this kind of instruction uses.
 
         Returns:
             The target.
         """
         starts = {name: slot.start for name, slot in (others or {}).items()}
         reads = {source.start, *starts.values()}
-        wait = not reads.isdisjoint(self._unseen if whole else self._scattered)
+        wait = not reads.isdisjoint(self._unsynchronised if whole else self._scattered)
         if wait:
-            self._unseen.clear()
+            self._unsynchronised.clear()
             self._scattered.clear()
         self.wrote(target, scattered)
         self._table.append(Instruction(op, wait, source.start, target.start, **starts, **fields))
         return target
 
     def gate(self, slot: Slot, width: int) -> bool:
-        """Makes a gated linear unit a part of the linear map that has just written its input.
+        """Merges a gated linear unit into the linear map just before it.
 
         Arguments:
             slot: The input of the unit.
             width: The width of its output.
 
         Returns:
-            Whether it could be done: not if something else wrote the input, or reads it too.
+            Whether it was merged: not if another instruction wrote the input of the unit, or reads it as well.
         """
         line = self._table[-1] if self._table else None
         if line is None or line.op != Op.LINEAR or line.target != slot.start or line.gated or slot in self.read_again:
@@ -124,19 +124,19 @@ class Program:
         return True
 
     def wrote(self, slot: Slot, scattered: bool = False) -> None:
-        """Notes that the threads of a team have just written to a slot, each one its part."""
-        self._unseen.add(slot.start)
+        """Records that the threads of a team have written to a slot, each thread its part."""
+        self._unsynchronised.add(slot.start)
         if scattered:
             self._scattered.add(slot.start)
 
     @contextmanager
     def skipped_unless_full(self) -> Iterator[None]:
-        """The instructions inside are skipped while the frame of the :attr:`Op.FRAME` just before is not full."""
-        at, before = len(self._table) - 1, (self._unseen.copy(), self._scattered.copy())
+        """The instructions inside are skipped if the frame of the preceding :attr:`Op.FRAME` is not full."""
+        at, before = len(self._table) - 1, (self._unsynchronised.copy(), self._scattered.copy())
         yield
         self._table[at] = self._table[at]._replace(skip_to=len(self._table))
-        # The instructions inside may have been skipped, and with them their waits.
-        self._unseen |= before[0]
+        # If the instructions inside are skipped, so are their barriers.
+        self._unsynchronised |= before[0]
         self._scattered |= before[1]
 
     def table(self) -> np.ndarray:
@@ -153,7 +153,7 @@ class Program:
 
 
 def _aligned(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts one after another, from the beginning of a cache line on."""
+    """The parts one after another, aligned to a cache line."""
     line, item = 4 * LANE, parts[0].itemsize
     buffer = np.empty(sum(part.size for part in parts) + line // item, parts[0].dtype)
     start = -buffer.ctypes.data % line // item

@@ -1,4 +1,4 @@
-"""What a system says its step is made of, as instructions of a program."""
+"""The operations of a system's step, as instructions of a program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def linear(program: Program, weight: Tensor, bias: Tensor | None, source: Slot, 
 
 
 def activation(program: Program, function: Activation, parameters: tuple[float, ...], source: Slot) -> Slot:
-    """Writes a function of single numbers."""
+    """Writes an elementwise function."""
     weights = program.hold(torch.tensor([*parameters, 0.0, 0.0, 0.0]))
     target = program.slot(source.width)
     return program.emit(Op.ACTIVATE, source, target, weights=weights, width=source.width, function=function)
@@ -36,7 +36,7 @@ class ProgramWords(Words):
     """Writes the step of a system to a program.
 
     Arguments:
-        program: What to write to.
+        program: The program to write to.
     """
 
     def __init__(self, program: Program) -> None:
@@ -45,10 +45,10 @@ class ProgramWords(Words):
         self._orders: list[np.ndarray] = []
 
     def packing(self, system: System) -> Recurrent:
-        """How the state of the system, which has been written, lies in the memory.
+        """The layout of the system's state in the memory; to be called after its step has been written.
 
         Raises:
-            ValueError: If its words keep another number of states than the system has.
+            ValueError: If the operations keep another number of states than the system has.
         """
         order = np.concatenate([np.zeros(0, np.int64), *self._orders])
         size = prod(system.state_shape)
@@ -61,7 +61,7 @@ class ProgramWords(Words):
         return Recurrent(Slot(self._start, size), tuple(system.state_shape), slice(None) if same else order)
 
     def _keep(self, order: np.ndarray) -> int:
-        """Plans states; `order` has the place of each in its part of the state tensor."""
+        """Reserves states; `order` has the index of each in its part of the state tensor."""
         kept = sum(part.size for part in self._orders)
         self._orders.append(order.reshape(-1) + kept)
         return self._program.state(order.size).start
@@ -84,7 +84,7 @@ class ProgramWords(Words):
 
     def recur(self, a: Tensor, v: Slot) -> Slot:
         size = 2 * len(a)
-        poles = self._program.hold_exact(torch.view_as_real(a.to(torch.complex128)))
+        poles = self._program.hold_float64(torch.view_as_real(a.to(torch.complex128)))
         state = self._keep(np.arange(size))
         return self._program.emit(Op.RECUR, v, self._program.slot(size), width=size, state=state, poles=poles)
 
@@ -95,10 +95,10 @@ class ProgramWords(Words):
         def sorted_parts(x: Tensor) -> Tensor:
             return torch.cat([x[..., 0::2], x[..., 1::2]], -1).transpose(0, 1).flatten(1)
 
-        # All features in one array: with an array for each, every feature would be filled up to whole cache lines.
+        # All features in one array: one array per feature would be padded to whole cache lines each.
         features = torch.cat([sorted_parts(coefficients.columns), sorted_parts(coefficients.rows)], -1)
         weights = program.hold(coefficients.direct, features)
-        poles = program.hold_exact(torch.cat([coefficients.a.real, coefficients.a.imag], -1))
+        poles = program.hold_float64(torch.cat([coefficients.a.real, coefficients.a.imag], -1))
         # Interleaved in the state of the system, real parts before imaginary parts in the memory.
         state = self._keep(np.arange(H * N).reshape(H, N // 2, 2).swapaxes(1, 2))
         return program.emit(
@@ -137,7 +137,7 @@ class ProgramWords(Words):
             state=self._keep(np.arange(E * N)),
             modes=N,
             groups=groups,
-            poles=program.hold_exact(A),
+            poles=program.hold_float64(A),
             fixed_input_gains=isinstance(B, Tensor),
             fixed_output_gains=isinstance(C, Tensor),
         )
@@ -166,5 +166,5 @@ class ProgramWords(Words):
             modes=d_state,
             groups=groups,
             head=P,
-            poles=program.hold_exact(torch.tensor([*dt_limit, rate], dtype=torch.float64), A),
+            poles=program.hold_float64(torch.tensor([*dt_limit, rate], dtype=torch.float64), A),
         )

@@ -1,6 +1,6 @@
 """The compiled part of the engine: what every instruction does, and the loops that run a program sample by sample.
 
-It imports nothing else of ssmkit, so that what is compiled depends on the sources in this folder alone.
+It imports nothing else of ssmkit, so that the compiled code depends on the sources in this folder alone.
 """
 
 from .compiling import SOURCES as SOURCES

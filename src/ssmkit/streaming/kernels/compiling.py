@@ -1,4 +1,4 @@
-"""How functions are compiled, and how what is compiled is kept on disk."""
+"""How functions are compiled, and how compiled code is cached on disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numba
 
 __all__ = ["SOURCES", "allocating", "compiled", "entry", "fingerprint"]
 
-# NaN and infinity keep their meaning; sums may be taken in the order that suits the vector unit.
+# NaN and infinity keep their meaning; sums may be reordered for the vector unit.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
 
 compiled = numba.njit(_nrt=False, **_OPTIONS)
-"""Compiles a function without reference counts, which cost more than the arithmetic for slices inside a loop."""
+"""Compiles a function without reference counts: for slices inside a loop they cost more than the arithmetic."""
 
 allocating = numba.njit(**_OPTIONS)
 """Compiles a function that makes arrays, which needs reference counts."""
@@ -35,14 +35,14 @@ SOURCES = fingerprint(Path(__file__).parent)
 
 
 def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
-    """Compiles a function that Python calls, and keeps it on disk where there is a place for that.
+    """Compiles a function that Python calls, and caches it on disk if a cache folder can be written.
 
-    numba's cache looks at the file of the function itself, not at the files of the functions that it calls. It does
-    look at the values that the function closes over, so every entry closes over :data:`SOURCES`, and is compiled again
-    when any file of this folder has changed.
+    The key of numba's cache contains the file of the function itself, not the files of the functions that it calls. It
+    also contains the values that the function closes over, so every entry closes over :data:`SOURCES`, and is compiled
+    again when any file of this folder has changed.
 
     Arguments:
-        make: From the fingerprint of the sources to the function, which has to use it: it returns the fingerprint.
+        make: Maps the fingerprint of the sources to the function. The function has to use it: it returns it.
 
     Returns:
         The compiled function.

@@ -1,7 +1,7 @@
 """Functions of single numbers and of vectors.
 
-Loops run over slices, not over indices with an offset: numba lets an index be negative, which keeps LLVM from using the
-vector unit.
+Loops run over slices, not over indices with an offset: an index of numba may be negative, and then LLVM does not
+vectorise the loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .compiling import compiled
 from .instructions import Activation
 from .layout import LANE, compiled_lines
 
-__all__ = ["activate", "add", "copy", "exact_exp", "exp", "gate", "multiply", "norm", "scale", "softmax"]
+__all__ = ["activate", "add", "copy", "exp", "exp_float64", "gate", "multiply", "norm", "scale", "softmax"]
 
 _F = np.float32
 
@@ -25,7 +25,7 @@ _F = np.float32
 # --- functions of one number ------------------------------------------------------------------------------------------
 
 _LOG2_E = _F(1 / math.log(2))
-# ln 2 in two parts, of which the first has so few digits that its product with an exponent is exact.
+# ln 2 in two parts: the first has so few digits that its product with an exponent is exact.
 _LN2_HIGH = _F(0.693359375)
 _LN2_LOW = _F(math.log(2) - 0.693359375)
 _E2, _E3, _E4, _E5, _E6, _E7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
@@ -34,7 +34,7 @@ _E2, _E3, _E4, _E5, _E6, _E7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
 @compiled
 def exp(x: Any) -> Any:
     """e^x to 1.5e-7, in operations that a vector unit has: 2^k e^f with |f| <= ln(2) / 2 and a Taylor sum for e^f."""
-    # With min and max in this order NaN stays NaN; comparisons and branches would keep LLVM from the vector unit.
+    # With min and max in this order NaN stays NaN; LLVM would not vectorise comparisons and branches.
     x = min(max(x, _F(-87)), _F(88))
     k = _F(math.floor(x * _LOG2_E + _F(0.5)))
     f = (x - k * _LN2_HIGH) - k * _LN2_LOW
@@ -42,18 +42,18 @@ def exp(x: Any) -> Any:
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(_F)
 
 
-_EXACT_LOG2_E = 1 / math.log(2)
-_EXACT_LN2_HIGH = 0.693147180369123816490
-_EXACT_LN2_LOW = 1.90821492927058770002e-10
+_LOG2_E_64 = 1 / math.log(2)
+_LN2_HIGH_64 = 0.693147180369123816490
+_LN2_LOW_64 = 1.90821492927058770002e-10
 (_X2, _X3, _X4, _X5, _X6, _X7, _X8, _X9, _X10, _X11, _X12) = (1 / math.factorial(k) for k in range(2, 13))
 
 
 @compiled
-def exact_exp(x: Any) -> Any:
-    """e^x for float64 numbers of at most 700, to 4e-16; below -700 it is that of -700."""
+def exp_float64(x: Any) -> Any:
+    """e^x for float64 numbers up to 700, to 4e-16; a number below -700 counts as -700."""
     x = min(max(x, -700.0), 700.0)
-    k = math.floor(x * _EXACT_LOG2_E + 0.5)
-    f = (x - k * _EXACT_LN2_HIGH) - k * _EXACT_LN2_LOW
+    k = math.floor(x * _LOG2_E_64 + 0.5)
+    f = (x - k * _LN2_HIGH_64) - k * _LN2_LOW_64
     p = _X5 + f * (_X6 + f * (_X7 + f * (_X8 + f * (_X9 + f * (_X10 + f * (_X11 + f * _X12))))))
     p = 1.0 + f * (1.0 + f * (_X2 + f * (_X3 + f * (_X4 + f * p))))
     return p * np.int64((np.int64(np.int32(k)) + np.int64(1023)) << np.int64(52)).view(np.float64)
@@ -105,7 +105,7 @@ def _softplus(x: Any) -> Any:
     return max(x, _F(0)) + _F(math.log1p(math.exp(-abs(x))))
 
 
-def _over(function: Callable[..., Any]) -> Any:
+def _loop_over(function: Callable[..., Any]) -> Any:
     """Compiles the loop over a vector for a function of one number and three parameters."""
     each = compiled(function)
 
@@ -117,23 +117,23 @@ def _over(function: Callable[..., Any]) -> Any:
     return loop
 
 
-_elu = _over(lambda x, p, q, r: p * (max(x, _F(0)) + q * _F(math.expm1(min(x, _F(0)) / r))))
-_gelu = _over(lambda x, p, q, r: x * _phi(x))
-_gelu_tanh = _over(lambda x, p, q, r: x * _sigmoid(_TANH_SCALE * (x + _F(0.044715) * x * x * x)))
-_hard_shrink = _over(lambda x, p, q, r: _F(0) if abs(x) <= p else x)
-_clip = _over(lambda x, p, q, r: min(max(x, p), q))
-_hard_sigmoid = _over(lambda x, p, q, r: min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
-_hard_swish = _over(lambda x, p, q, r: x * min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
-_leaky_relu = _over(lambda x, p, q, r: x if x > 0 else p * x)
-_scaled_softplus = _over(lambda x, p, q, r: r * (r * x if r * x > q else p * _softplus(r * x / p)))
-_mish = _over(lambda x, p, q, r: x * _F(math.tanh(_softplus(x))))
-_silu = _over(lambda x, p, q, r: x * _sigmoid(x))
-_sigmoids = _over(lambda x, p, q, r: _sigmoid(x))
-_soft_shrink = _over(lambda x, p, q, r: max(x - p, _F(0)) + min(x + p, _F(0)))
-_soft_sign = _over(lambda x, p, q, r: x / (_F(1) + abs(x)))
-_tanh = _over(lambda x, p, q, r: _F(math.tanh(x)))
-_tanh_shrink = _over(lambda x, p, q, r: x - _F(math.tanh(x)))
-_threshold = _over(lambda x, p, q, r: q if x <= p else x)
+_elu = _loop_over(lambda x, p, q, r: p * (max(x, _F(0)) + q * _F(math.expm1(min(x, _F(0)) / r))))
+_gelu = _loop_over(lambda x, p, q, r: x * _phi(x))
+_gelu_tanh = _loop_over(lambda x, p, q, r: x * _sigmoid(_TANH_SCALE * (x + _F(0.044715) * x * x * x)))
+_hard_shrink = _loop_over(lambda x, p, q, r: _F(0) if abs(x) <= p else x)
+_clip = _loop_over(lambda x, p, q, r: min(max(x, p), q))
+_hard_sigmoid = _loop_over(lambda x, p, q, r: min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
+_hard_swish = _loop_over(lambda x, p, q, r: x * min(max(x / _F(6) + _F(0.5), _F(0)), _F(1)))
+_leaky_relu = _loop_over(lambda x, p, q, r: x if x > 0 else p * x)
+_scaled_softplus = _loop_over(lambda x, p, q, r: r * (r * x if r * x > q else p * _softplus(r * x / p)))
+_mish = _loop_over(lambda x, p, q, r: x * _F(math.tanh(_softplus(x))))
+_silu = _loop_over(lambda x, p, q, r: x * _sigmoid(x))
+_sigmoids = _loop_over(lambda x, p, q, r: _sigmoid(x))
+_soft_shrink = _loop_over(lambda x, p, q, r: max(x - p, _F(0)) + min(x + p, _F(0)))
+_soft_sign = _loop_over(lambda x, p, q, r: x / (_F(1) + abs(x)))
+_tanh = _loop_over(lambda x, p, q, r: _F(math.tanh(x)))
+_tanh_shrink = _loop_over(lambda x, p, q, r: x - _F(math.tanh(x)))
+_threshold = _loop_over(lambda x, p, q, r: q if x <= p else x)
 
 
 @compiled
@@ -194,7 +194,7 @@ def add(x: Any, other: Any, y: Any) -> None:
 
 @compiled
 def multiply(x: Any, other: Any, y: Any) -> None:
-    """y <- x other, number by number."""
+    """y <- x other, elementwise."""
     for i in range(y.size):
         y[i] = x[i] * other[i]
 
@@ -208,7 +208,7 @@ def gate(y: Any, x: Any) -> None:
 
 @compiled
 def scale(w: Any, x: Any, y: Any) -> None:
-    """y <- w x, number by number."""
+    """y <- w x, elementwise."""
     for i in range(y.size):
         y[i] = w[i] * x[i]
 
@@ -234,7 +234,7 @@ def norm(w: Any, x: Any, y: Any, centre: Any, groups: Any, lo: Any, hi: Any) -> 
     """The part lo to hi of y <- (x - mean) / deviation gains + biases, with mean and deviation of each group.
 
     Without `centre`, the mean is taken as zero. The weights are epsilon in a cache line of its own, the gains (n,
-    filled up to a whole line) and the biases (n).
+    padded to a whole cache line) and the biases (n).
     """
     size = x.size // groups
     start = LANE + compiled_lines(x.size)
@@ -249,8 +249,8 @@ def norm(w: Any, x: Any, y: Any, centre: Any, groups: Any, lo: Any, hi: Any) -> 
 def softmax(x: Any, y: Any, sign: Any, logarithm: Any) -> None:
     """y <- softmax(sign x), or its logarithm.
 
-    The sum is taken in float64. This function is not inlined, and from numba's cache another copy of it runs than
-    freshly compiled, which may add in another order.
+    The sum is taken in float64: this function is not inlined, and its copy in numba's cache may add in another order
+    than a freshly compiled one.
     """
     top = sign * x[0]
     for i in range(x.size):

@@ -59,11 +59,11 @@ class Instruction(NamedTuple):
     poles: int = 0
     """Where the poles begin."""
     width: int = 0
-    """Numbers in the input; for `GLU` and `FRAME` those in the output, and for `SSM` the features."""
+    """Size of the input; for `GLU` and `FRAME` that of the output, and for `SSM` the number of features."""
     outputs: int = 0
-    """Numbers in the output of a product or of an embedding."""
+    """Size of the output of a linear map or of an embedding."""
     gated: int = 0
-    """1 if a product has twice as many rows as outputs, and the second half gates the first."""
+    """1 if a linear map has twice as many rows as outputs, and the second half gates the first."""
     centred: int = 0
     """1 if a norm subtracts the mean."""
     function: int = 0
@@ -81,17 +81,17 @@ class Instruction(NamedTuple):
     rank: int = 0
     """Rank of the low-rank part of a recurrence."""
     groups: int = 0
-    """Groups of neighbouring features that a norm treats alone, or that share gains."""
+    """Groups of neighbouring features that are normalised separately, or that share gains."""
     head: int = 0
     """Features of a head."""
     input_gains: int = 0
-    """Where the input gains begin that are made of the input."""
+    """Where the input gains begin, if they depend on the input."""
     output_gains: int = 0
-    """Where the output gains begin that are made of the input."""
+    """Where the output gains begin, if they depend on the input."""
     fixed_input_gains: int = 0
-    """1 if the input gains are the same at all times, and lie among the weights."""
+    """1 if the input gains are constant, and lie among the weights."""
     fixed_output_gains: int = 0
-    """1 if the output gains are the same at all times, and lie among the weights."""
+    """1 if the output gains are constant, and lie among the weights."""
     filling: int = 0
     """Where the frame that is being filled begins."""
     emitting: int = 0
@@ -101,7 +101,7 @@ class Instruction(NamedTuple):
     counter: int = 0
     """Number of the counter that holds the phase of a frame."""
     skip_to: int = 0
-    """Number of the instruction with which to go on if the frame is not full."""
+    """Number of the next instruction if the frame is not full."""
 
 
 INSTRUCTION = np.dtype([(name, np.int64) for name in Instruction._fields])

@@ -1,4 +1,4 @@
-"""The loops that run a program sample by sample: what Python calls.
+"""The compiled functions that Python calls: loops that run a program sample by sample.
 
 A program is a table of instructions over five arrays: `weights` (float32) and `poles` (float64), read only; `memory`
 with the activations and frames of each stream in a row (float32); `states` with the states of its recurrences in a row
@@ -36,7 +36,7 @@ def _advance(
     states: Any,
     counters: Any,
     classes: Any,
-    seen: Any,
+    scratch: Any,
     rank: Any,
     team: Any,
     arrivals: Any,
@@ -69,7 +69,7 @@ def _advance(
         if op == Op.SSM:
             state, modes, channels, low_rank = line["state"], line["modes"], line["channels"], line["rank"]
             a = poles[line["poles"] :]
-            ssm(a, w, memory, states, source, target, n, state, modes, channels, low_rank, seen, lo, hi)
+            ssm(a, w, memory, states, source, target, n, state, modes, channels, low_rank, scratch, lo, hi)
             continue
         if op == Op.RECUR:
             recur(poles[line["poles"] :], memory, states, source, target, line["state"], lo, hi)
@@ -136,8 +136,8 @@ def _advance(
 
 
 @compiled
-def _scratch(table: Any) -> Any:
-    """How many numbers a recurrence keeps during its step, the most of all in the program."""
+def _scratch_size(table: Any) -> Any:
+    """The most scratch memory that a recurrence of the program needs, in numbers."""
     most = 1
     for line in table:
         if line["op"] == Op.SSM:
@@ -164,14 +164,14 @@ def run(sources: int) -> Callable[..., int]:
         arrivals: Any,
     ) -> int:
         """Maps inputs (streams, length, width) or classes (streams, length) to outputs (streams, length, width)."""
-        seen = np.empty(_scratch(table), np.float64)
+        scratch = np.empty(_scratch_size(table), np.float64)
         lo, hi = share(inputs.shape[2], rank, team)
         first, last = share(outputs.shape[2], rank, team)
         for k in range(outputs.shape[1]):
             wait(arrivals, rank, team)
             for stream in range(len(memory)):
                 copy(inputs[stream, k, lo:hi], memory[stream, source + lo : source + hi])
-            _advance(table, weights, poles, memory, states, counters, classes[:, k], seen, rank, team, arrivals)
+            _advance(table, weights, poles, memory, states, counters, classes[:, k], scratch, rank, team, arrivals)
             wait(arrivals, rank, team)
             for stream in range(len(memory)):
                 copy(memory[stream, target + first : target + last], outputs[stream, k, first:last])
@@ -203,9 +203,9 @@ def generate(sources: int) -> Callable[..., int]:
     ) -> int:
         """Draws classes (streams, length) from the logits in the memory and feeds each back.
 
-        `uniform` has a number in [0, 1) for each; `costs` takes their negative log-likelihoods.
+        `uniform` has a number in [0, 1) for each; their negative log-likelihoods are written to `costs`.
         """
-        seen = np.empty(_scratch(table), np.float64)
+        scratch = np.empty(_scratch_size(table), np.float64)
         p = np.empty(width, np.float32)
         for k in range(classes.shape[1]):
             wait(arrivals, rank, team)
@@ -216,7 +216,7 @@ def generate(sources: int) -> Callable[..., int]:
                     classes[stream, k] = chosen
                     costs[stream, k] = nats(logits, chosen)
             wait(arrivals, rank, team)
-            _advance(table, weights, poles, memory, states, counters, classes[:, k], seen, rank, team, arrivals)
+            _advance(table, weights, poles, memory, states, counters, classes[:, k], scratch, rank, team, arrivals)
         wait(arrivals, rank, team)
         return sources
 

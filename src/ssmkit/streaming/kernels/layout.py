@@ -1,4 +1,4 @@
-"""How vectors are laid out in the arrays of a program: each from the beginning of a cache line on."""
+"""How vectors are laid out in the arrays of a program: each begins at a cache line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .compiling import compiled
 __all__ = ["LANE", "compiled_lines", "lines"]
 
 LANE = 16
-"""Float32 numbers in a cache line: vectors begin at multiples of it, and so do the parts of a team's threads."""
+"""Float32 numbers in a cache line: vectors begin at multiples of it, and so do the parts of the threads of a team."""
 
 
 def lines(size: Any) -> Any:
@@ -18,4 +18,4 @@ def lines(size: Any) -> Any:
 
 
 compiled_lines = compiled(lines)
-"""The same for compiled functions."""
+"""The same, for use in compiled functions."""

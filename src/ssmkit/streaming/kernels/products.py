@@ -1,4 +1,4 @@
-"""Linear maps, by themselves and with a gate."""
+"""Linear maps, with and without a gate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _dot(w: Any, x: Any) -> Any:
 
 @compiled
 def _four(w0: Any, w1: Any, w2: Any, w3: Any, x: Any) -> Any:
-    """Four dot products at once: a processor reads four rows as fast as one."""
+    """Four dot products at once: reading four rows takes no longer than reading one."""
     y0, y1, y2, y3 = _F(0), _F(0), _F(0), _F(0)
     for i in range(x.size):
         y0 += w0[i] * x[i]
@@ -39,7 +39,7 @@ def _four(w0: Any, w1: Any, w2: Any, w3: Any, x: Any) -> Any:
 def linear(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: Any, hi: Any) -> None:
     """The outputs lo to hi of a linear map from n to m numbers; each row is read once for all streams.
 
-    The weights are the biases (m, filled up to a whole cache line) and the rows (m, n).
+    The weights are the biases (m, padded to a whole cache line) and the rows (m, n).
     """
     start = compiled_lines(m)
     bias, rows = w[:m], w[start : start + m * n]
@@ -60,7 +60,7 @@ def linear(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: An
 def gated(w: Any, memory: Any, source: Any, target: Any, n: Any, m: Any, lo: Any, hi: Any) -> None:
     """The outputs lo to hi of a linear map from n to 2 m numbers, of which the second half gates the first.
 
-    The weights are the biases (2 m, filled up to a whole cache line) and the rows (2 m, n).
+    The weights are the biases (2 m, padded to a whole cache line) and the rows (2 m, n).
     """
     start = compiled_lines(2 * m)
     bias, gates = w[:m], w[m : 2 * m]

@@ -1,7 +1,7 @@
 """The steps of recurrences.
 
-States and poles are float64, and so are all sums: a slow mode hardly changes from sample to sample, and neither do its
-rounding errors, which add up in float32.
+States and poles are float64, and so are all sums. With a pole near 1 the state hardly changes from sample to sample;
+in float32 its rounding errors would keep their sign and add up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .compiling import compiled
-from .functions import copy, exact_exp
+from .functions import copy, exp_float64
 from .layout import compiled_lines
 
 __all__ = ["heads", "recur", "select", "ssm", "taps"]
@@ -21,20 +21,20 @@ _TINY = 1e-30
 
 
 @compiled
-def _alive(x: Any) -> Any:
-    """Replaces a state that has died out by zero, since denormal numbers slow the processor down."""
+def _flush(x: Any) -> Any:
+    """Replaces a tiny state by zero, since denormal numbers slow the processor down."""
     return x if abs(x) > _TINY else 0.0
 
 
 @compiled
 def _step_modes(poles: Any, w: Any, x: Any, n: Any, u: Any) -> None:
-    """x <- a x + b u, for the n complex states of a feature; the column b begins w."""
+    """x <- a x + b u, for the n complex states of a feature; w begins with the column b."""
     a_re, a_im, b_re, b_im = poles[:n], poles[n : 2 * n], w[:n], w[n : 2 * n]
     re, im = x[:n], x[n : 2 * n]
     for i in range(n):
         x_re, x_im = re[i], im[i]
-        re[i] = _alive(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
-        im[i] = _alive(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
+        re[i] = _flush(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
+        im[i] = _flush(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
 
 
 @compiled
@@ -47,8 +47,8 @@ def _diagonal(poles: Any, w: Any, x: Any, n: Any, u: Any) -> Any:
     for i in range(n):
         x_re, x_im = re[i], im[i]
         y += c_re[i] * x_re + c_im[i] * x_im
-        re[i] = _alive(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
-        im[i] = _alive(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
+        re[i] = _flush(a_re[i] * x_re - a_im[i] * x_im + b_re[i] * u)
+        im[i] = _flush(a_im[i] * x_re + a_re[i] * x_im + b_im[i] * u)
     return y
 
 
@@ -65,8 +65,8 @@ def _rank_one(poles: Any, w: Any, x: Any, n: Any, u: Any) -> Any:
         q += q_re[i] * re[i] + q_im[i] * im[i]
     for i in range(n):
         x_re, x_im = re[i], im[i]
-        re[i] = _alive((a_re[i] * x_re - a_im[i] * x_im) + (b_re[i] * u + p_re[i] * q))
-        im[i] = _alive((a_im[i] * x_re + a_re[i] * x_im) + (b_im[i] * u + p_im[i] * q))
+        re[i] = _flush((a_re[i] * x_re - a_im[i] * x_im) + (b_re[i] * u + p_re[i] * q))
+        im[i] = _flush((a_im[i] * x_re + a_re[i] * x_im) + (b_im[i] * u + p_im[i] * q))
     return y
 
 
@@ -97,15 +97,15 @@ def ssm(
     n: Any,
     C: Any,
     r: Any,
-    seen: Any,
+    scratch: Any,
     lo: Any,
     hi: Any,
 ) -> None:
     """One step of x <- a x - Σ p (q · x) + b u, y = c A x + (c b + D) u, for features lo to hi of H.
 
     Each feature has n complex states, C outputs and a low-rank part of rank r. The weights are the feedthrough c b + D
-    (C, H, filled up to a whole cache line), then for every feature the column b, r columns -p, C rows c A and r rows q,
-    each with its real parts before its imaginary parts. `seen` is scratch memory for C + r numbers.
+    (C, H, padded to a whole cache line), then for every feature the column b, r columns -p, C rows c A and r rows q,
+    each with its real parts before its imaginary parts. `scratch` is memory for C + r numbers.
     """
     size = 2 * n
     stride = size * (1 + C + 2 * r)
@@ -121,12 +121,12 @@ def ssm(
                 memory[stream, target + h] = y + w[h] * u
                 continue
             for j in range(C + r):
-                seen[j] = _product(rows[j * size : (j + 1) * size], x)
+                scratch[j] = _product(rows[j * size : (j + 1) * size], x)
             for j in range(C):
-                memory[stream, target + j * H + h] = seen[j] + w[j * H + h] * u
+                memory[stream, target + j * H + h] = scratch[j] + w[j * H + h] * u
             _step_modes(pole, part, x, n, u)
             for j in range(r):
-                _add_times(x, columns[j * size : (j + 1) * size], seen[C + j])
+                _add_times(x, columns[j * size : (j + 1) * size], scratch[C + j])
 
 
 @compiled
@@ -134,8 +134,8 @@ def _rotate(a: Any, v: Any, x: Any, y: Any) -> None:
     """x <- a x + v and y <- x, for interleaved complex numbers."""
     for i in range(x.size // 2):
         re, im = x[2 * i], x[2 * i + 1]
-        x[2 * i] = _alive(a[2 * i] * re - a[2 * i + 1] * im + v[2 * i])
-        x[2 * i + 1] = _alive(a[2 * i + 1] * re + a[2 * i] * im + v[2 * i + 1])
+        x[2 * i] = _flush(a[2 * i] * re - a[2 * i + 1] * im + v[2 * i])
+        x[2 * i + 1] = _flush(a[2 * i + 1] * re + a[2 * i] * im + v[2 * i + 1])
         y[2 * i], y[2 * i + 1] = x[2 * i], x[2 * i + 1]
 
 
@@ -157,9 +157,9 @@ def _add_product(w: Any, x: Any, y: Any) -> None:
 def taps(
     w: Any, memory: Any, states: Any, source: Any, target: Any, H: Any, state: Any, K: Any, lo: Any, hi: Any
 ) -> None:
-    """Features lo to hi of y <- bias + Σ w_j x_j + w_K u, and the K last inputs x move on.
+    """Features lo to hi of y <- bias + Σ w_j x_j + w_K u; then the K last inputs x are shifted by one sample.
 
-    The weights are the biases (H, filled up to a whole cache line) and a row for each of the K + 1 taps, likewise.
+    The weights are the biases (H, padded to a whole cache line) and a row for each of the K + 1 taps, likewise.
     """
     stride = compiled_lines(H)
     for stream in range(len(memory)):
@@ -180,7 +180,7 @@ def _select_modes(a: Any, x: Any, b: Any, c: Any, dt: Any, u: Any) -> Any:
     """x <- e^(dt a) x + dt u b, for the states of a feature; returns c x."""
     gain, y = dt * u, 0.0
     for i in range(x.size):
-        x[i] = _alive(exact_exp(dt * a[i]) * x[i] + gain * b[i])
+        x[i] = _flush(exp_float64(dt * a[i]) * x[i] + gain * b[i])
         y += c[i] * x[i]
     return y
 
@@ -207,22 +207,22 @@ def select(
 ) -> None:
     """Features lo to hi of E of the step of a selective system with N states per feature.
 
-    The weights are the feedthrough (E, filled up to a whole cache line), then the gains (E, N) that are the same at all
-    times, likewise. Other gains (G, N) lie in the memory, where feature e uses row e // (E / G).
+    The weights are the feedthrough (E, padded to a whole cache line), then the constant gains (E, N), likewise. Other
+    gains (G, N) lie in the memory, where feature e uses row e // (E / G).
     """
     fixed_in = compiled_lines(E)
     fixed_out = fixed_in + (compiled_lines(E * N) if fixed_input_gains else 0)
     for e in range(lo, hi):
-        a, mine, shared = poles[e * N : (e + 1) * N], e * N, e // (E // G) * N
+        a, own, shared = poles[e * N : (e + 1) * N], e * N, e // (E // G) * N
         for stream in range(len(memory)):
-            row, x = memory[stream], states[stream, state + mine : state + mine + N]
+            row, x = memory[stream], states[stream, state + own : state + own + N]
             dt, u = np.float64(row[steps + e]), np.float64(row[source + e])
             if fixed_input_gains:
-                b = w[fixed_in + mine : fixed_in + mine + N]
+                b = w[fixed_in + own : fixed_in + own + N]
             else:
                 b = row[input_gains + shared : input_gains + shared + N]
             if fixed_output_gains:
-                c = w[fixed_out + mine : fixed_out + mine + N]
+                c = w[fixed_out + own : fixed_out + own + N]
             else:
                 c = row[output_gains + shared : output_gains + shared + N]
             row[target + e] = _select_modes(a, x, b, c, dt, u) + w[e] * u
@@ -233,7 +233,7 @@ def _decay(x: Any, b: Any, c: Any, decay: Any, gain: Any) -> Any:
     """x <- decay x + gain b; returns c x."""
     y = 0.0
     for i in range(x.size):
-        x[i] = _alive(decay * x[i] + gain * b[i])
+        x[i] = _flush(decay * x[i] + gain * b[i])
         y += c[i] * x[i]
     return y
 
@@ -257,8 +257,8 @@ def heads(
     """Features lo to hi of n of the step of heads of P features, with N states per feature and G groups of heads.
 
     The input is x (n), B and C (G, N) and a number for the step size of each head. The weights are the biases of the
-    step sizes (a head each, filled up to a whole cache line) and the feedthrough (n); the poles begin with the least
-    and the greatest step size and the rate.
+    step sizes (one per head, padded to a whole cache line) and the feedthrough (n); the poles begin with the least and
+    the greatest step size and the rate.
     """
     H = n // P
     direct, low, high, rate = w[compiled_lines(H) :], poles[0], poles[1], poles[2]

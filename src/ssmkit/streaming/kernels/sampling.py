@@ -19,7 +19,7 @@ _F = np.float32
 def draw(logits: Any, p: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
     """A class, by inverting the distribution function at a number in [0, 1); at temperature 0 the likeliest class.
 
-    `p` is scratch memory for as many numbers as there are logits.
+    `p` is scratch memory of the size of `logits`.
     """
     n = logits.size
     best = 0

@@ -1,6 +1,6 @@
 """Threads that run one program together: what each computes, and how they wait for each other.
 
-Coverage is measured without the compiler, and then the functions that build LLVM code do not run.
+Coverage is measured without the compiler; the functions that build LLVM code do not run then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["share", "wait"]
 
 @compiled
 def share(n: Any, rank: Any, team: Any) -> Any:
-    """Where the part of n numbers begins and ends that a thread of a team computes; parts are whole cache lines."""
+    """Begin and end of the part of n numbers that a thread of a team computes; parts are whole cache lines."""
     if team == 1:
         return 0, n
     count = compiled_lines(n) // LANE
@@ -30,7 +30,7 @@ def share(n: Any, rank: Any, team: Any) -> Any:
 
 @intrinsic  # pragma: no cover
 def _publish(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index] = value, with release order: whoever observes it sees all that this thread wrote before."""
+    """array[index] = value, with release order: a thread that reads the value also sees all earlier writes."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature, arguments)
@@ -42,7 +42,7 @@ def _publish(context: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic  # pragma: no cover
 def _observe(context: Any, array: Any, index: Any) -> Any:
-    """array[index], with acquire order: this thread reads nothing else before it."""
+    """array[index], with acquire order: later reads of this thread are not moved before it."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(_pointer(context, builder, signature, arguments), "acquire", 8)
@@ -56,11 +56,11 @@ def _pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any
 
 
 if hasattr(os, "sched_yield"):
-    _give_way = types.ExternalFunction("sched_yield", types.int32())
+    _yield_core = types.ExternalFunction("sched_yield", types.int32())
 else:
 
     @compiled
-    def _give_way() -> int:
+    def _yield_core() -> int:
         return 0
 
 
@@ -68,7 +68,7 @@ else:
 def wait(arrivals: Any, rank: Any, team: Any) -> None:
     """Barrier: returns when all threads of the team have called it as often as this one.
 
-    After some time it yields to other threads of the machine, since one of the team may be waiting for a core.
+    It spins first; then it also yields its core, since a thread of the team may be waiting for one.
     """
     if team == 1:
         return
@@ -79,4 +79,4 @@ def wait(arrivals: Any, rank: Any, team: Any) -> None:
         while _observe(arrivals, other * LANE) < mine:
             spins += 1
             if spins > 4096:
-                _give_way()
+                _yield_core()
