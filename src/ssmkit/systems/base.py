@@ -1,4 +1,4 @@
-"""What every discrete system offers, and how the parts that one mode alone needs are kept with it."""
+"""The interface of discrete systems, and the rule by which a system keeps the parts that a single mode needs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _T = TypeVar("_T")
 
 
 def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy, for the coefficients of a system: one that shared memory with a parameter would change in training.
+    """A copy of a coefficient: a system that shared memory with a parameter would change in training.
 
-    The copy carries the graph of `x`. In inference mode it is made outside of it, so that the system may be used later
-    where gradients flow to the input or the state.
+    The copy carries the graph of `x`. It is never an inference tensor, so that a system made in inference mode can be
+    used later where gradients flow to the input or the state.
 
     Arguments:
         x: The coefficient.
@@ -46,7 +46,7 @@ def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _may_keep() -> bool:
-    """Not while a graph is traced or transformed, or another mode sees the tensors, which may then not be real ones."""
+    """False while a graph is traced or transformed, or under a dispatch mode, where tensors may be fake ones."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -55,18 +55,18 @@ def _may_keep() -> bool:
 
 
 def part(make: Callable[..., _T]) -> Callable[..., _T]:
-    """Makes what a method returns a part of its system: made when first asked for, and kept if it carries no graph.
+    """Decorates a method whose result is a part of its system: made by the first call, and kept if it has no graph.
 
-    A part is what one mode alone needs: the coefficients of a step, what a chunk does. The rule is that what is kept
-    carries no graph. While gradients flow through the system, each call makes a part of its own. Otherwise the part is
-    made without gradients, outside inference mode and without autocast, and serves all later calls. Nothing is kept
-    while torch.compile, torch.export or torch.func are at work, but what was kept before is used.
+    A part is what a single mode needs, such as the coefficients of a step or of a chunk. What is kept carries no graph:
+    while gradients flow through the system, each call makes a part of its own. Otherwise the part is made without
+    gradients, outside inference mode and without autocast, and all later calls use it. Nothing is kept while
+    torch.compile, torch.export or torch.func is active, but parts that were kept before are used.
 
     Arguments:
         make: A method without arguments, or with integers.
 
     Returns:
-        The method that keeps what it made.
+        The method that keeps its results.
 
     Example:
         >>> from dataclasses import dataclass
@@ -114,7 +114,7 @@ class ForwardSystem(ABC):
     """A discrete system that maps whole sequences: the value that a layer's `system()` returns.
 
     A subclass is a dataclass with `frozen=True, eq=False`, whose tensors are copies of what they were made of (see
-    :func:`own`). It has no parameters and no other state: what it gives never changes.
+    :func:`own`). It has no parameters and no other state: its output for an input never changes.
 
     Attributes:
         d_input: The width of the input.
@@ -151,8 +151,8 @@ class ForwardSystem(ABC):
     @property
     def shapes(self) -> tuple[int, int, tuple[int, ...] | None]:
         """The widths of input and output, and the shape of the state, or None if there is none."""
-        # Kept, since every step compares them. `functools.cached_property` has a lock in some versions of Python, which
-        # torch.compile cannot trace.
+        # Cached, since every step compares them. `functools.cached_property` has a lock in some versions of Python,
+        # which torch.compile cannot trace.
         kept: tuple[int, int, tuple[int, ...] | None] | None = self.__dict__.get("_shapes")
         if kept is None:
             kept = self.d_input, self.d_output, getattr(self, "state_shape", None)
@@ -178,12 +178,12 @@ class ForwardSystem(ABC):
         return self.coefficients[0].device
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts are made again from the coefficients: they stay out of pickles and copies.
+        # Pickles and copies leave parts out: they can be made again from the coefficients.
         return {name: value for name, value in self.__dict__.items() if name not in ("_parts", "_shapes")}
 
 
 class System(ForwardSystem):
-    """A causal discrete system: it also runs in chunks and sample by sample, with one tensor for a state.
+    """A causal discrete system: it also runs in chunks and sample by sample, with one tensor as its state.
 
     Attributes:
         state_shape: The shape of the state of one stream.
@@ -222,19 +222,19 @@ class System(ForwardSystem):
         return torch.zeros(*batch_shape, *self.state_shape, device=device, dtype=self.dtype if dtype is None else dtype)
 
     def prepare(self) -> None:
-        """Makes the parts that :meth:`step` needs, for those who are about to compile it."""
+        """Makes the parts that :meth:`step` needs, before it is compiled."""
 
     def write(self, words: Words, u: Vector) -> Vector:
         """Writes a step in :class:`Words`, so that :class:`ssmkit.streaming.Engine` can run it.
 
         Arguments:
-            words: What to write with.
+            words: The operations.
             u: The handle of the input.
 
         Returns:
             The handle of the output.
 
         Raises:
-            NotImplementedError: Unless a subclass has it: a kind of system may do without.
+            NotImplementedError: If the subclass does not define this method, which is optional.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `write`.")

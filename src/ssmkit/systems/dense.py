@@ -1,4 +1,4 @@
-r"""Systems with a dense real state matrix: the definition that the structured ones are held against."""
+r"""Systems with a dense real state matrix: tests compare the structured ones with them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dense_bilinear(A: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     half = dt[:, None, None] / 2 * A
     right = torch.cat([eye + half, (dt[:, None] * B)[..., None]], dim=-1)
-    # One system after another: batched LAPACK solves of large matrices were seen to hang on CPU builds of torch.
+    # One system after another: batched LAPACK solves of large matrices sometimes hang on CPU builds of torch.
     solved = torch.stack([torch.linalg.solve(m, r) for m, r in zip((eye - half).unbind(0), right, strict=True)])
     return solved[..., :-1], solved[..., -1]
 
@@ -85,13 +85,13 @@ def dense_zoh(A: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 def _matrix_expm1(M: Tensor) -> Tensor:
     """exp(M) - I, by scaling and squaring of a Taylor polynomial.
 
-    `torch.linalg.matrix_exp` loses up to four digits in float64 between the norms 1e-3 and 1e-2, which is where small
-    steps fall.
+    `torch.linalg.matrix_exp` loses up to four digits in float64 for norms between 1e-3 and 1e-2, which small steps
+    have.
     """
     norm = float(torch.linalg.matrix_norm(M.detach(), 1).max())
     halvings = max(0, math.frexp(norm)[1] + 1)
     M = M / 2**halvings
-    # At norms up to 1/2 the term of order 18 is below the rounding of the first.
+    # At norms up to 1/2 the term of order 18 is below the rounding error of the first.
     total = term = M
     for order in range(2, 18):
         term = term @ M / order
@@ -122,7 +122,7 @@ class DiscreteDense(PerFeature):
     c: Tensor
     """Output rows, float64; shape (C, H, N)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (C, H)."""
+    """Feedthrough, in the working dtype; shape (C, H)."""
 
     def __post_init__(self) -> None:
         for name in ("A", "b", "c"):
@@ -187,7 +187,7 @@ class Dense(NamedTuple):
             dt: Steps :math:`\Delta`, in the time unit of `A`, with shape :math:`(G)`, `G` a multiple of `S`.
             method: `"bilinear"` or `"zoh"`.
             dtype: The working dtype of the result, by default that of `C`.
-            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
+            D: Feedthrough, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.

@@ -107,7 +107,7 @@ class DiscreteDiagonal(LowRankSystem):
     c: Tensor
     """Output gains, complex128; shape (C, H, N/2)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (C, H)."""
+    """Feedthrough, in the working dtype; shape (C, H)."""
 
     def __post_init__(self) -> None:
         for name in ("a", "b", "c"):
@@ -115,7 +115,7 @@ class DiscreteDiagonal(LowRankSystem):
         object.__setattr__(self, "D", own(self.D))
 
     def low_rank_part(self) -> tuple[Tensor, Tensor]:
-        """None: of rank 0."""
+        """Empty: the rank is 0."""
         G, n = self.a.shape
         return self.a.new_zeros(G, n, 0), self.a.new_zeros(G, 0, n)
 
@@ -126,7 +126,7 @@ class DiscreteDiagonal(LowRankSystem):
 
 
 class Diagonal(NamedTuple):
-    r"""A continuous system :math:`s' = \Lambda \circ s + B u`, :math:`y = 2 \Re (C s)`, one of each conjugate pair.
+    r"""A continuous system :math:`s' = \Lambda \circ s + B u`, :math:`y = 2 \Re (C s)`, with one pole of each pair.
 
     Feature h of H uses system h mod S.
     """
@@ -151,7 +151,7 @@ class Diagonal(NamedTuple):
             dt: Steps :math:`\Delta`, in the time unit of `Lambda`, with shape :math:`(G)`, `G` a multiple of `S`.
             method: `"zoh"`, `"bilinear"`, or a function like :func:`zoh`.
             dtype: The working dtype of the result.
-            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
+            D: Feedthrough, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.

@@ -41,7 +41,7 @@ class DiscreteDPLR(LowRankSystem):
     c: Tensor
     """Output gains, complex128; shape (C, H, N/2)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (C, H)."""
+    """Feedthrough, in the working dtype; shape (C, H)."""
 
     def __post_init__(self) -> None:
         for name in ("a", "p", "q", "b", "c"):
@@ -58,7 +58,7 @@ class DiscreteDPLR(LowRankSystem):
 
     @property
     def dense(self) -> DiscreteDense:
-        """The same system in real form. Its N × N matrices are made at every call, since they are too large to keep."""
+        """The same system in real form. Its N × N matrices are too large to keep, and are made at every call."""
         return DiscreteDense(self._matrix(), interleaved(self.b), output_rows(self.c), self.D)
 
     def kernel(self, L: int) -> Tensor:
@@ -70,8 +70,8 @@ class DiscreteDPLR(LowRankSystem):
 class DPLR(NamedTuple):
     r"""A continuous system :math:`s' = (\Lambda - P P^*) s + B u`, :math:`y = 2 \Re (C s)`.
 
-    One of each conjugate pair is kept; :math:`P^* s` runs over both and so is :math:`2 \Re(P^* s)` of the half. Feature
-    h of H uses system h mod S. With :math:`\Re\Lambda < 0` the system is stable, whatever :math:`P`.
+    One of each conjugate pair is kept; :math:`P^* s` is a sum over both, which is :math:`2 \Re(P^* s)` over those that
+    are kept. Feature h of H uses system h mod S. With :math:`\Re\Lambda < 0` the system is stable for every :math:`P`.
     """
 
     Lambda: Tensor
@@ -93,7 +93,7 @@ class DPLR(NamedTuple):
             \bar A &= D (I + \tfrac\Delta2 \Lambda) - (D P) Q^*, \qquad Q^* = \Delta\, G^{-1} P^* D, \\
             \bar B &= \Delta \left( D B - \tfrac\Delta2 D P G^{-1}\, 2\Re(P^* D B) \right),
 
-        where :math:`Q^* s` stands for :math:`2\Re(Q^* s)`. There is no matrix to solve but :math:`G`.
+        where :math:`Q^* s` stands for :math:`2\Re(Q^* s)`. Only :math:`G` has to be inverted.
 
         References:
             | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Appendix C.2
@@ -102,7 +102,7 @@ class DPLR(NamedTuple):
         Arguments:
             dt: Steps :math:`\Delta`, in the time unit of `Lambda`, with shape :math:`(G)`, `G` a multiple of `S`.
             dtype: The working dtype of the result.
-            D: Direct gains, with shape :math:`(channels, H)`, by default zero.
+            D: Feedthrough, with shape :math:`(channels, H)`, by default zero.
 
         Returns:
             The discrete system.

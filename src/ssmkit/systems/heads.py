@@ -1,4 +1,4 @@
-"""A system of heads with one decay each, whose step sizes and gains are given with the input (Mamba-2)."""
+"""A system of heads with one decay each, whose step sizes and gains are a part of the input (Mamba-2)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Heads(System):
     b_dt: Tensor
     """Bias of the step sizes, before the softplus; shape (H)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (H, P)."""
+    """Feedthrough, in the working dtype; shape (H, P)."""
     d_state: int
     """N."""
     groups: int
@@ -63,7 +63,7 @@ class Heads(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of D."""
+        """The dtype of D."""
         return self.D.dtype
 
     @property
@@ -94,7 +94,7 @@ class Heads(System):
         return torch.addcmul((new * C).sum(-1), self.D, v).flatten(-2), new
 
     def write(self, words: Words, u: Vector) -> Vector:
-        """One word."""
+        """One operation."""
         return words.heads(
             self.A,
             self.b_dt,

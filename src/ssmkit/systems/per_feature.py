@@ -1,4 +1,4 @@
-r"""One system per feature: what a step and a chunk of a diagonal-plus-low-rank system are made of, in real arithmetic.
+r"""One system per feature: the step and the chunk of a diagonal-plus-low-rank system, in real arithmetic.
 
 .. math:: s_k = a \circ s_{k-1} - p\, 2 \Re(q\, s_{k-1}) + b u_k, \qquad y_k = 2 \Re (c\, s_k) + D u_k
 
@@ -35,11 +35,11 @@ __all__ = [
 
 
 _MATRICES = 4
-"""Streams from which matrix products cost a step less than products and sums."""
+"""From this many streams on, a step is faster with matrix products than with elementwise products and sums."""
 
 
 def add_direct(kernel: Tensor, direct: Tensor) -> Tensor:
-    """Adds direct gains (C, H) to a response (C, H, L), as its value at lag zero: that saves a pass over the output."""
+    """Adds a feedthrough (C, H) to a response (C, H, L), at lag zero: that saves a pass over the output."""
     if not kernel.shape[-1]:
         return kernel
     zero = kernel.new_zeros(1, dtype=torch.long)
@@ -57,29 +57,29 @@ def group_rows(c: Tensor, G: int) -> Tensor:
 
 
 def ungroup(rows: Tensor, C: int) -> Tensor:
-    """The way back from :func:`group_rows`, whatever has become of the last axes: (G, C · H/G, …) to (C, H, …)."""
+    """The inverse of :func:`group_rows`, with any last axes: (G, C · H/G, …) to (C, H, …)."""
     return rearrange(rows, "g (c t) ... -> c (t g) ...", c=C)
 
 
 class StepCoefficients(NamedTuple):
-    r"""The coefficients of a step, per feature, in float64 but for the feedthrough.
+    r"""The coefficients of a step, per feature, in float64 except the feedthrough.
 
     .. math:: s \leftarrow a \circ s - \sum_j p_j (q_j \cdot x) + b\, u, \qquad y = c\, (\bar A x + b\, u) + D u
 
-    The output is taken from the state before the step: its rows :math:`c \bar A` and the :math:`q_j` are then one
-    product.
+    The output is computed from the state before the step: one product then has the rows :math:`c \bar A` and the
+    :math:`q_j`.
 
-    All of a step is computed in float64, and the next state is rounded to the working dtype once. A slow mode hardly
-    changes from one sample to the next, and neither do the rounding errors of its step: in float32 the errors of a
-    rounded pole, of its product with the state or of the feedback :math:`q_j \cdot x` keep their sign for a long time,
-    and their sum grows with the number of steps :math:`k`. The error of one rounding grows with :math:`\sqrt k` as long
-    as there is input.
+    All of a step is computed in float64, and the next state is rounded to the working dtype once. With a pole near 1
+    the state hardly changes from one sample to the next, and neither do the rounding errors of its step: in float32 the
+    errors of a rounded pole, of its product with the state or of the feedback :math:`q_j \cdot x` keep their sign for a
+    long time, and their sum grows with the number of steps :math:`k`. With one rounding per step the error grows with
+    :math:`\sqrt k` as long as there is input.
     """
 
     a: Tensor
     """Poles, complex128; shape (H, N/2)."""
     parts: Tensor
-    """The same as pairs, float64, shape (H, N/2, 2): torch.compile knows no complex numbers."""
+    """The poles as pairs, float64, shape (H, N/2, 2): torch.compile does not support complex numbers."""
     rows: Tensor
     """Rows c A, then rows q of the low-rank part, float64; shape (C + r, H, N)."""
     columns: Tensor
@@ -105,25 +105,25 @@ class StepCoefficients(NamedTuple):
         else:
             rotated = interleaved(self.a * from_interleaved(exact))
         if compiling or len(x) < _MATRICES:
-            seen = (self.rows * exact.unsqueeze(-3)).sum(-1)
+            products = (self.rows * exact.unsqueeze(-3)).sum(-1)
             new = torch.addcmul(rotated, self.columns[0], v.unsqueeze(-1))
             for j in range(1, len(self.columns)):
-                new = torch.addcmul(new, self.columns[j], seen.select(-2, outputs + j - 1).unsqueeze(-1))
-            y = torch.addcmul(seen.narrow(-2, 0, outputs).to(dtype), self.direct, u.unsqueeze(-2))
+                new = torch.addcmul(new, self.columns[j], products.select(-2, outputs + j - 1).unsqueeze(-1))
+            y = torch.addcmul(products.narrow(-2, 0, outputs).to(dtype), self.direct, u.unsqueeze(-2))
             return y.flatten(-2), new.to(dtype)
-        # Features outside: the state that goes on is a transposed view, and the next step has it as it needs it.
+        # Batched over features. The new state is a transposed view, which the next step transposes back without a copy.
         per_row = torch.bmm(exact.transpose(0, 1), self.rows.permute(1, 2, 0))
         added = torch.cat([v.T.unsqueeze(-1), per_row.narrow(-1, outputs, len(self.columns) - 1)], dim=-1)
         new = torch.baddbmm(rotated.transpose(0, 1), added, self.columns.transpose(0, 1))
-        seen = per_row.narrow(-1, 0, outputs).permute(1, 2, 0).to(dtype)
-        return torch.addcmul(seen, self.direct, u.unsqueeze(-2)).flatten(-2), new.to(dtype).transpose(0, 1)
+        products = per_row.narrow(-1, 0, outputs).permute(1, 2, 0).to(dtype)
+        return torch.addcmul(products, self.direct, u.unsqueeze(-2)).flatten(-2), new.to(dtype).transpose(0, 1)
 
 
 class ChunkCoefficients(NamedTuple):
-    r"""What T samples do, T a power of two, and what the first of them do.
+    r"""The coefficients of a chunk of T samples, T a power of two, and of its first samples.
 
     With the low-rank part, :math:`\bar A^m = a^m - \sum_{i < m} a^{m-1-i} p\, (q \bar A^i)`: a product of m columns and
-    m rows for each rank, of which those of all :math:`m < T` are slices.
+    m rows for each rank. For every :math:`m < T` they are slices of :attr:`columns` and :attr:`rows`.
     """
 
     chunk: Chunk
@@ -141,15 +141,15 @@ class ChunkCoefficients(NamedTuple):
         moved = move_on(torch.zeros_like(state), state, poles, None)
         if not self.rows.shape[1]:
             return moved
-        seen = state @ self.rows[:, :, :m].flatten(1, 2).mT
-        return torch.baddbmm(moved, seen, self.columns[:, :, T - m :].flatten(1, 2), alpha=-1)
+        products = state @ self.rows[:, :, :m].flatten(1, 2).mT
+        return torch.baddbmm(moved, products, self.columns[:, :, T - m :].flatten(1, 2), alpha=-1)
 
 
 class PerFeature(System):
-    """A system of its own for each of H features, with C outputs each; channel outside and feature inside."""
+    """One system for each of H features, with C outputs each; outputs are ordered (channel, feature)."""
 
     D: Tensor
-    """Direct gains, in the working dtype; shape (C, H)."""
+    """Feedthrough, in the working dtype; shape (C, H)."""
 
     @property
     def d_input(self) -> int:
@@ -163,7 +163,7 @@ class PerFeature(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of D."""
+        """The dtype of D."""
         return self.D.dtype
 
     @abstractmethod
@@ -196,7 +196,7 @@ class LowRankSystem(PerFeature):
 
     @part
     def step_coefficients(self) -> StepCoefficients:
-        """What :meth:`step` needs."""
+        """The coefficients of :meth:`step`."""
         H = self.d_input
         a, p, q, b = (per_feature(x, H) for x in (self.a, *self.low_rank_part(), self.b))
         p, q, b, c = interleaved(p.mT), output_rows(q), interleaved(b), output_rows(self.c)
@@ -211,10 +211,10 @@ class LowRankSystem(PerFeature):
 
     @part
     def chunk_coefficients(self, T: int) -> ChunkCoefficients:
-        r"""What :meth:`scan` needs, for chunks of T samples.
+        r"""The coefficients of :meth:`scan`, for chunks of T samples.
 
-        From the rows :math:`v_i = q \bar A^i`, one after another in O(N) each, and the powers of `a` all else follows
-        by Toeplitz products, without a power of a dense matrix:
+        The rows :math:`v_i = q \bar A^i` are computed one after another, in O(N) each. Toeplitz products of these and
+        of the powers of `a` give all coefficients, without a power of a dense matrix:
 
         .. math::
             c \bar A^{j+1} = c a^{j+1} - \sum_{i \le j} (c\, a^{j-i} p)\, v_i, \qquad
@@ -235,10 +235,10 @@ class LowRankSystem(PerFeature):
                 v.append(times_rows(v[-1], self.a[:, None]) - (v[-1] @ low.mT) @ v[0])
             rows = torch.stack(v, dim=2)
             flat_rows, flat_columns = rows.flatten(1, 2), columns.flatten(1, 2)
-            seen = (output_rows(c) @ flat_columns.mT).unflatten(-1, (rank, T))
-            observe = observe - rearrange(toeplitz(seen), "g m r i j -> g m j (r i)") @ flat_rows[:, None]
-            seen = (flat_rows @ interleaved(self.b)[..., None]).view(G, rank, T)
-            later = F.pad(seen, (1, -1))
+            products = (output_rows(c) @ flat_columns.mT).unflatten(-1, (rank, T))
+            observe = observe - rearrange(toeplitz(products), "g m r i j -> g m j (r i)") @ flat_rows[:, None]
+            products = (flat_rows @ interleaved(self.b)[..., None]).view(G, rank, T)
+            later = F.pad(products, (1, -1))
             reach = reach - rearrange(toeplitz(later), "g r k j -> g j (r k)") @ flat_columns
             columns = columns.flip(2)
             matrix = per_feature(-(flat_rows.mT @ columns.flatten(1, 2)).to(dtype), H)
@@ -269,5 +269,5 @@ class LowRankSystem(PerFeature):
         self.step_coefficients()
 
     def write(self, words: Words, u: Vector) -> Vector:
-        """One word for all features."""
+        """One operation for all features."""
         return words.per_feature(self.step_coefficients(), u)

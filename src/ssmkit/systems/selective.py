@@ -24,7 +24,7 @@ class Selective(System):
         \qquad \Delta_k = rate \cdot \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
 
     With E features, N states each, G groups of features that share :math:`B_k` and :math:`C_k`, and :math:`\Delta` of
-    rank R. Gains that are handed in are the same at all times, and then W has no rows for them.
+    rank R. Gains that are given as tensors are constant, and W has no rows for them.
 
     References:
         | Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023), Section 3.2
@@ -34,17 +34,17 @@ class Selective(System):
     A: Tensor
     """Poles, real and negative; shape (E, N)."""
     W: Tensor
-    """What the input is mapped by; shape (R + G N for each of B and C that varies, E)."""
+    """The map of the input; shape (R + G N for each of B and C that varies, E)."""
     W_dt: Tensor
-    """From the R numbers to step sizes; shape (E, R)."""
+    """The map from the R numbers to step sizes; shape (E, R)."""
     b_dt: Tensor
     """Bias of the step sizes, before the softplus; shape (E)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (E)."""
+    """Feedthrough, in the working dtype; shape (E)."""
     B: Tensor | None = None
-    """Input gains that are the same at all times, or None; shape (E, N)."""
+    """Constant input gains, or None; shape (E, N)."""
     C: Tensor | None = None
-    """Output gains that are the same at all times, or None; shape (E, N)."""
+    """Constant output gains, or None; shape (E, N)."""
     groups: int = 1
     """G."""
     rate: float = 1.0
@@ -68,7 +68,7 @@ class Selective(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of D."""
+        """The dtype of D."""
         return self.D.dtype
 
     @property
@@ -77,7 +77,7 @@ class Selective(System):
         return tuple(self.A.shape)
 
     def _of_input(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes (*, E), and gains (*, G, N), or (E, N) if they are the same at all times."""
+        """Step sizes (*, E), and gains (*, G, N), or (E, N) if they are constant."""
         found = F.linear(u, self.W)
         R = self.W_dt.shape[1]
         dt = F.softplus(F.linear(found[..., :R], self.W_dt, self.b_dt)) * self.rate
@@ -111,5 +111,5 @@ class Selective(System):
 
 
 def _per_feature(gains: Tensor, E: int) -> Tensor:
-    """Gains (*, G, N) of groups, to broadcast with (*, E, N)."""
+    """Repeats gains (*, G, N) of groups, so that they broadcast with (*, E, N)."""
     return gains if gains.shape[-2] == 1 else gains.repeat_interleave(E // gains.shape[-2], dim=-2)

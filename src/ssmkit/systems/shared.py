@@ -22,8 +22,8 @@ class SharedDiagonal(System):
 
     .. math:: s_k = a \circ s_{k-1} + B u_k, \qquad y_k = \Re (C s_k) + D \circ u_k
 
-    States are the real tensors :math:`[\Re s_1, \Im s_1, \dots]` of size :math:`2 P`. For one of each pair of conjugate
-    poles, whose sum is twice the real part, hand in :math:`2 C`.
+    States are the real tensors :math:`[\Re s_1, \Im s_1, \dots]` of size :math:`2 P`. If `a` holds one pole of each
+    conjugate pair, pass :math:`2 C`: the output of a pair is twice the real part of one.
 
     References:
         | Simplified State Space Layers for Sequence Modeling (Smith et al., 2023), Section 3
@@ -35,7 +35,7 @@ class SharedDiagonal(System):
         a: Poles, complex, with shape :math:`(P)`.
         B: The input matrix, complex, with shape :math:`(P, d_{input})`.
         C: The output matrix, complex, with shape :math:`(d_{output}, P)`.
-        D: Direct gains, real, with shape :math:`(d_{input})`, which is then :math:`d_{output}` as well. Sequences and
+        D: Feedthrough, real, with shape :math:`(d_{input})`, which is then :math:`d_{output}` as well. Sequences and
             states are computed in its dtype, and at least in float32.
 
     Raises:
@@ -56,7 +56,7 @@ class SharedDiagonal(System):
     C: Tensor
     """Output matrix, complex128; shape (d_output, P)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (d_input)."""
+    """Feedthrough, in the working dtype; shape (d_input)."""
 
     def __post_init__(self) -> None:
         a, B, C, D = (tuple(x.shape) for x in (self.a, self.B, self.C, self.D))
@@ -82,7 +82,7 @@ class SharedDiagonal(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of D."""
+        """The dtype of D."""
         return self.D.dtype
 
     @property
@@ -105,7 +105,7 @@ class SharedDiagonal(System):
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input :math:`(*, d_{input})` and state :math:`(*, 2 P)` to output :math:`(*, d_{output})` and next state."""
         poles, into, out = self.real_matrices()
-        # In float64, rounded once: in a slow mode errors of float32 have one sign for many steps, and add up.
+        # In float64, rounded once: with a pole near 1, float32 errors keep their sign for many steps, and add up.
         new = (multiply_interleaved(poles, x.double()) + u.double() @ into).to(x.dtype)
         return new @ out.to(u.dtype) + self.D.to(u.dtype) * u, new
 

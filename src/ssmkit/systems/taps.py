@@ -1,4 +1,4 @@
-"""A system of finite memory: each feature is filtered by a few taps of its own."""
+"""A system of finite memory: a filter of a few taps for each feature."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Taps(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the taps."""
+        """The dtype of the taps."""
         return self.w.dtype
 
     @property
@@ -88,5 +88,5 @@ class Taps(System):
         return (self.w * both).sum(-2) + self.D, both[..., 1:, :]
 
     def write(self, words: Words, u: Vector) -> Vector:
-        """One word."""
+        """One operation."""
         return words.taps(self.w, self.D, u)

@@ -1,4 +1,4 @@
-"""Systems that look at the past and the future."""
+"""Systems whose output depends on the past and the future."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BothWays", "TwoSided"]
 
 @dataclass(frozen=True, eq=False)
 class TwoSided(ForwardSystem):
-    r"""The outputs of one system per feature in two halves: the first look back, the others ahead, and are added.
+    r"""One system per feature whose outputs are two halves, which are added: one of the past, one of the future.
 
     .. math:: y_k = \sum_{j \le k} K_{k-j} u_j + \sum_{j > k} K'_{j-k-1} u_j + D u_k
 
@@ -27,7 +27,7 @@ class TwoSided(ForwardSystem):
     """
 
     system: PerFeature
-    """Its first outputs have the kernel K and the direct gains D, the others the kernel K'."""
+    """Its first outputs have the kernel K and the feedthrough D, the others the kernel K'."""
 
     @property
     def d_input(self) -> int:
@@ -41,7 +41,7 @@ class TwoSided(ForwardSystem):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the system."""
+        """The dtype of the system."""
         return self.system.dtype
 
     def kernel(self, L: int) -> Tensor:
@@ -56,11 +56,11 @@ class TwoSided(ForwardSystem):
 
 @dataclass(frozen=True, eq=False)
 class BothWays(ForwardSystem):
-    r"""Two systems over the same input, one of which runs backwards, whose outputs are added.
+    r"""Two systems that read the same input, one of them backwards; their outputs are added.
 
     .. math:: y = f(u) + R\, g(R u), \qquad (R u)_k = u_{L-1-k}
 
-    Both read the present sample.
+    Both use the present sample.
 
     Raises:
         ValueError: If the widths differ.
@@ -84,17 +84,17 @@ class BothWays(ForwardSystem):
 
     @property
     def d_input(self) -> int:
-        """That of both systems."""
+        """The input width of both systems."""
         return self.past.d_input
 
     @property
     def d_output(self) -> int:
-        """That of both systems."""
+        """The output width of both systems."""
         return self.past.d_output
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the system that runs forwards."""
+        """The dtype of the system that runs forwards."""
         return self.past.dtype
 
     def forward(self, u: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The words in which a system says what its step is made of, so that a compiled program can run it."""
+"""The operations with which a system writes its step, so that a compiled program can run it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ Vector: TypeAlias = Any
 
 
 class Words(ABC):
-    r"""What :meth:`System.write` writes a step with: operations on vectors that exist when the program runs.
+    r"""The operations with which :meth:`System.write` writes a step, on vectors that exist when the program runs.
 
-    Each word takes coefficients, which are tensors, and handles of vectors, and returns the handle of a new vector. The
-    first handle is that of the input, and the one that :meth:`System.write` returns is that of the output. A handle has
-    no public attributes.
+    Each operation takes coefficients (tensors) and handles of vectors, and returns the handle of a new vector.
+    :meth:`System.write` gets the handle of the input and returns that of the output. A handle has no public attributes.
 
-    The words :meth:`recur`, :meth:`per_feature`, :meth:`taps`, :meth:`select` and :meth:`heads` keep a state. Together
-    they keep the numbers of the system's state tensor, in the order in which they are written.
+    The operations :meth:`recur`, :meth:`per_feature`, :meth:`taps`, :meth:`select` and :meth:`heads` keep a state.
+    Their states, in the order in which they are written, make up the system's state tensor.
 
     Example:
         >>> class Sum(ssmkit.systems.SharedDiagonal):
@@ -38,7 +37,7 @@ class Words(ABC):
 
     @abstractmethod
     def scale(self, gain: Tensor, v: Vector) -> Vector:
-        """The product with a vector, number by number."""
+        """The elementwise product with a tensor."""
 
     @abstractmethod
     def add(self, v: Vector, w: Vector) -> Vector:
@@ -46,11 +45,11 @@ class Words(ABC):
 
     @abstractmethod
     def multiply(self, v: Vector, w: Vector) -> Vector:
-        """The product of two vectors, number by number."""
+        """The elementwise product of two vectors."""
 
     @abstractmethod
     def softplus(self, v: Vector) -> Vector:
-        """log(1 + e^v), number by number."""
+        """log(1 + e^v), elementwise."""
 
     @abstractmethod
     def recur(self, a: Tensor, v: Vector) -> Vector:
@@ -70,8 +69,8 @@ class Words(ABC):
     ) -> Vector:
         r"""The step of :class:`Selective`: :math:`h \leftarrow e^{\Delta A} h + \Delta v B^\top, y = h C + D v`.
 
-        Real poles A (E, N), step sizes (E), gains of G groups (G N) or, if they are the same at all times, tensors
-        (E, N), and D (E); state (E, N).
+        Real poles A (E, N), step sizes (E), gains of G groups (G N) or, if they are constant, tensors (E, N), and D
+        (E); state (E, N).
         """
 
     @abstractmethod
@@ -87,4 +86,4 @@ class Words(ABC):
         dt_limit: tuple[float, float],
         rate: float,
     ) -> Vector:
-        """The step of :class:`Heads`, whose input is as there; state (H, P, N)."""
+        """The step of :class:`Heads`; `v` is its input; state (H, P, N)."""
