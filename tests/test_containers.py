@@ -95,7 +95,7 @@ def test_modules_that_mix_time_steps_are_refused(module, container):
 @pytest.mark.parametrize("module", UNKNOWN, ids=lambda m: type(m).__name__)
 def test_other_modules_of_torch_are_refused_as_unknown(module):
     for container in (Sequential, Residual, Product):
-        with pytest.raises(ValueError, match=f"^{container.__name__}: .* is not known to treat every time step alone"):
+        with pytest.raises(ValueError, match=f"^{container.__name__}: .* is not known to be position-wise"):
             container(module)
 
 
@@ -109,9 +109,7 @@ class Own(nn.Module):
 
 
 def test_unknown_modules_are_asked_about():
-    with pytest.raises(
-        ValueError, match=r"Own is not known to treat every time step alone.*ssmkit.Pointwise\(module\)"
-    ):
+    with pytest.raises(ValueError, match=r"Own is not known to be position-wise.*ssmkit.Pointwise\(module\)"):
         Sequential(S4D(4, 4), Own())
     with pytest.raises(ValueError, match="Own is not known"):
         Sequential(nn.Sequential(nn.Linear(4, 4), Own()))

@@ -41,7 +41,7 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
 
     Arguments:
         model: A causal model, as it is now: changes of its weights need a new system, and so a new call.
-        system: What the model's `system()` returned; by default made on the spot.
+        system: What the model's `system()` returned; by default it is made here.
 
     Returns:
         A function from an input and a state to an output and the next state.

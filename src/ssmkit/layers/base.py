@@ -1,4 +1,4 @@
-r"""The contract that every layer and container keeps."""
+r"""The contract of all layers and containers."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ System: TypeAlias = Any
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sequences and states are computed for inputs or weights of this one."""
+    """The dtype in which sequences and states are computed for inputs or weights of this dtype."""
     return torch.promote_types(dtype, torch.float32)
 
 
 class SequenceLayer(nn.Module, ABC):
-    r"""A map of sequences that runs in three ways which agree to rounding.
+    r"""A map of sequences with three modes that agree to rounding.
 
     - :meth:`forward` takes a whole sequence, from rest;
     - :meth:`scan` takes a chunk of any length and carries the state;
     - :meth:`step` takes one sample and carries the state.
 
-    Two values stand beside the module, and are never mixed. The **system** comes from the weights: it is what
+    The caller holds two values outside the module. The **system** comes from the weights alone: it is what
     :meth:`step` and :meth:`scan` need of them, discretised once by :meth:`system`. The **state** comes from the data:
-    it is where a stream has got to. Both are plain values that the caller holds; no method writes to the module. After
-    a change of the weights a new system is simply asked for; a state goes on being valid.
+    it is the memory of a stream. No method writes to the module. After a change of the weights, make a new system; a
+    state stays valid.
 
-    To write a layer of one's own, subclass this and implement the five methods; a layer without weights to discretise
-    has the system `()`, one without memory the state `()`. Then hold it against the contract with
-    :func:`ssmkit.testing.assert_modes_agree`. A layer whose output depends on the future has :meth:`forward` alone:
+    To write a layer of your own, subclass this and implement the five methods; a layer without weights to discretise
+    has the system `()`, one without memory the state `()`. Then check it with
+    :func:`ssmkit.testing.assert_modes_agree`. A layer whose output depends on the future has only :meth:`forward`:
     subclass :class:`ForwardLayer` instead.
 
     Attributes:
-        d_input: The width of the input, or None if it is not known beforehand.
-        d_output: The width of the output, or None if it is not known beforehand.
-        causal: Whether the output at a sample depends on no later sample. If it is False, the layer has
-            :meth:`forward` and :meth:`system` alone, and so has every container around it.
+        d_input: The width of the input, or None if it is not known in advance.
+        d_output: The width of the output, or None if it is not known in advance.
+        causal: Whether the output at a sample depends on no later sample. If it is False, the layer has only
+            :meth:`forward` and :meth:`system`, and so has every container around it.
 
     Example:
         >>> class Delay(ssmkit.SequenceLayer):
@@ -66,10 +66,9 @@ class SequenceLayer(nn.Module, ABC):
     causal: bool = True
 
     def forward_only_part(self) -> tuple[str, SequenceLayer]:
-        """The part that is to blame if `causal` is False: its path inside the layer, and itself.
+        """The part that is not causal, if `causal` is False: its path inside the layer, and the part itself.
 
-        By default the layer as a whole, with the path `""`. Containers name the first of their layers that is not
-        causal.
+        By default the whole layer, with the path `""`. Containers return the first of their layers that is not causal.
         """
         return "", self
 
@@ -79,7 +78,7 @@ class SequenceLayer(nn.Module, ABC):
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output.
-            system: What :meth:`system` returned; by default made on the spot.
+            system: What :meth:`system` returned; by default it is made here.
 
         Returns:
             The output, with shape :math:`(*, L, d_{output})`.
@@ -87,13 +86,13 @@ class SequenceLayer(nn.Module, ABC):
 
     @abstractmethod
     def system(self, rate: float = 1.0) -> System:
-        """Discretises the layer, from the weights as they are now; gradients flow through it to them.
+        """Discretises the layer with its current weights; gradients flow through the system to them.
 
         Arguments:
             rate: The factor of the step size: a model trained at 16 kHz runs on 8 kHz audio at rate 2.
 
         Returns:
-            The system, to be handed to the other methods; `()` for a layer that has nothing to discretise.
+            The system, an argument of the other methods; `()` for a layer that has nothing to discretise.
         """
 
     @abstractmethod
@@ -103,7 +102,7 @@ class SequenceLayer(nn.Module, ABC):
         """Makes a state at rest.
 
         Arguments:
-            batch_shape: The batch axes of what is going to be run; none for a single stream without a batch axis.
+            batch_shape: The batch axes of the inputs to come; none for a single stream without a batch axis.
             device: By default that of the weights.
             dtype: By default that of the weights, and at least float32.
 
@@ -117,9 +116,9 @@ class SequenceLayer(nn.Module, ABC):
 
         Arguments:
             u: The input, with shape :math:`(*, d_{input})`.
-            state: Where the stream has got to.
-            system: What :meth:`system` returned; by default made on the spot, which is right, and slower. A loop
-                should make it once.
+            state: The state of the stream.
+            system: What :meth:`system` returned; by default it is made here, which is slower. A loop should make it
+                once.
 
         Returns:
             The output, with shape :math:`(*, d_{output})`, and the next state.
@@ -133,8 +132,8 @@ class SequenceLayer(nn.Module, ABC):
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output and the same state.
-            state: Where the stream has got to.
-            system: What :meth:`system` returned; by default made on the spot.
+            state: The state of the stream.
+            system: What :meth:`system` returned; by default it is made here.
 
         Returns:
             The output, with shape :math:`(*, L, d_{output})`, and the next state.
@@ -142,10 +141,10 @@ class SequenceLayer(nn.Module, ABC):
 
 
 class ForwardLayer(SequenceLayer):
-    r"""A sequence layer that has `forward` and `system` alone, because it is not causal.
+    r"""A sequence layer that has only `forward` and `system`, because it is not causal.
 
     For layers whose output depends on the future, and for layers over several axes, such as images of shape
-    :math:`(*, L_1, L_2, d_{input})`. Every container takes them; it then has `forward` alone, too.
+    :math:`(*, L_1, L_2, d_{input})`. Every container accepts them, and then has only `forward`, too.
 
     Raises:
         ValueError: In :meth:`initial_state`, :meth:`step` and :meth:`scan`, always.
@@ -184,7 +183,7 @@ class ForwardLayer(SequenceLayer):
 
 
 def refuse_forward_only(where: str, method: str, layer: SequenceLayer) -> NoReturn:
-    """Raises the error of a method that needs a causal layer; it names the part that is not causal."""
+    """Raises an error for a method that needs a causal layer; it names the part that is not causal."""
     path, part = layer.forward_only_part()
     name = type(part).__name__
     raise ValueError(

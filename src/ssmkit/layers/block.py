@@ -33,19 +33,18 @@ class S4Block(Chain):
 
     Arguments:
         d_model: The width :math:`H`.
-        layer: The sequence layer, which takes width `d_model`, or a function that makes it: it is called with `d_model`
-            and with those of `device` and `dtype` that are given. So a class will do, and options are given where they
-            are declared and checked: `functools.partial(ssmkit.S4D, d_state=16)`.
+        layer: The sequence layer, which takes width `d_model`, or a function that makes it. The function may be a
+            class; it is called with `d_model`, and with `device` and `dtype` if they are given. Options of the layer
+            are given by `functools.partial(ssmkit.S4D, d_state=16)`.
         glu: Whether the first linear map is followed by a gated linear unit.
         ff: The width of the feed-forward network, as a multiple of `d_model`.
         dropout: The probability of dropout after every activation.
         tie_dropout: Whether dropout uses one mask for the whole sequence.
-        device, dtype: Of the parameters, but for those of a `layer` that is made already.
+        device, dtype: Of the parameters, except those of a `layer` that already exists.
 
     Raises:
         TypeError: If `layer` is neither a torch module nor a function that makes one.
-        ValueError: If a size is less than 1, or if `layer` does not take width `d_model` or does not tell its
-            `d_output`.
+        ValueError: If a size is less than 1, or if `layer` does not take width `d_model` or has no known `d_output`.
 
     Example:
         >>> block = ssmkit.S4Block(8, ssmkit.S4D, glu=True)

@@ -38,7 +38,7 @@ class Branches(Container):
 
     @abstractmethod
     def combined_width(self, widths: Sequence[int | None]) -> int | None:
-        """The width of what :meth:`combine` makes of outputs of these widths; None is a width that is not known.
+        """The width of :meth:`combine`'s output for outputs of these widths; None is a width that is not known.
 
         Raises:
             ValueError: If the widths do not fit together.
@@ -46,7 +46,7 @@ class Branches(Container):
 
     @abstractmethod
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Makes one output of the branches' outputs.
+        """Combines the outputs of the branches to one output.
 
         Raises:
             ValueError: If their shapes do not fit together.
@@ -81,20 +81,20 @@ class Branches(Container):
 class Product(Branches):
     r"""Layers side by side whose outputs are multiplied: :math:`y = f_1(u) \odot f_2(u) \odot \dots`
 
-    The form of gates, such as the gated linear unit :math:`(W u) \odot \sigma(V u)`.
+    For gates, such as the gated linear unit :math:`(W u) \odot \sigma(V u)`.
 
     References:
         | Language Modeling with Gated Convolutional Networks (Dauphin et al., 2017), Section 2
         | https://arxiv.org/abs/1612.08083
 
     Arguments:
-        branches: Sequence layers, and position-wise modules of torch as they are, which take the same input and give
-            outputs of one width; or one dictionary of these, whose keys are their names.
+        branches: Sequence layers and position-wise modules of torch, which take the same input and give outputs of
+            the same width; or one dictionary of these, whose keys are their names.
 
     Raises:
         TypeError: If one is not a torch module.
-        ValueError: If there is none, if one mixes time steps or is not known to treat every time step alone, or if the
-            widths differ.
+        ValueError: If there is none, if one mixes time steps or is not known to be position-wise, or if the widths
+            differ.
 
     Example:
         >>> gate = ssmkit.Sequential(torch.nn.Linear(8, 8), torch.nn.Sigmoid())
@@ -124,13 +124,13 @@ class Concatenate(Branches):
     r"""Layers side by side whose outputs are joined along the features: :math:`y = [f_1(u), f_2(u), \dots]`.
 
     Arguments:
-        branches: Sequence layers, and position-wise modules of torch as they are, which take the same input; or one
-            dictionary of these, whose keys are their names.
+        branches: Sequence layers and position-wise modules of torch, which take the same input; or one dictionary of
+            these, whose keys are their names.
 
     Raises:
         TypeError: If one is not a torch module.
-        ValueError: If there is none, if one mixes time steps or is not known to treat every time step alone, or if they
-            take different widths.
+        ValueError: If there is none, if one mixes time steps or is not known to be position-wise, or if they take
+            different widths.
 
     Example:
         >>> layer = ssmkit.Concatenate(ssmkit.S4D(8), torch.nn.Linear(8, 3))

@@ -48,7 +48,7 @@ class Chain(Container):
 
         Arguments:
             u: The input of the chain.
-            y: What the last layer gave.
+            y: The output of the last layer.
 
         Returns:
             The output: `y`, and for :class:`Residual` the sum of both.
@@ -94,17 +94,17 @@ class Sequential(Chain):
     r"""Layers one after another.
 
     It is a sequence of its layers: `len(model)`, `model[-1]`, `for layer in model`; a slice is a :class:`Sequential` of
-    the same layers. As with :class:`torch.nn.Sequential`, one dictionary gives them names, under which they stand in
-    the `state_dict` (after `layers.`) and by which they are found: `model["head"]`.
+    the same layers. As with :class:`torch.nn.Sequential`, one dictionary gives them names, which are used in the
+    `state_dict` (after `layers.`) and as keys: `model["head"]`.
 
     Arguments:
-        layers: Sequence layers, and position-wise modules of torch as they are (Linear, Embedding, LayerNorm, RMSNorm,
-            activations, GLU, Dropout ...), or one dictionary of these.
+        layers: Sequence layers and position-wise modules of torch (Linear, Embedding, LayerNorm, RMSNorm, activations,
+            GLU, Dropout ...), or one dictionary of these.
 
     Raises:
         TypeError: If one is not a torch module.
-        ValueError: If one mixes time steps, is not known to treat every time step alone, or has a width that does not
-            fit; or if a name has a dot or is an attribute of torch modules.
+        ValueError: If one mixes time steps, is not known to be position-wise, or has a width that does not fit; or if
+            a name has a dot or is an attribute of torch modules.
 
     Example:
         >>> model = ssmkit.Sequential(torch.nn.Embedding(256, 16), ssmkit.S4D(16), torch.nn.Linear(16, 256))
@@ -123,10 +123,10 @@ class Sequential(Chain):
 
 @final
 class Checkpoint(Chain):
-    r"""Layers one after another whose activations are made again in the backward pass instead of being kept.
+    r"""Layers one after another whose activations are computed again in the backward pass instead of being kept.
 
-    Memory for training falls to the input of the chain and, while its gradient is taken, the activations of this chain
-    alone; the time of one more forward pass is paid. In all other respects :class:`Sequential`.
+    Training then keeps only the input of the chain, and its activations only while its gradient is computed; it costs
+    the time of one more forward pass. In all other respects it is a :class:`Sequential`.
 
     References:
         | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)
@@ -137,8 +137,7 @@ class Checkpoint(Chain):
 
     Raises:
         TypeError: If one is not a torch module.
-        ValueError: If one mixes time steps, is not known to treat every time step alone, or has a width that does not
-            fit.
+        ValueError: If one mixes time steps, is not known to be position-wise, or has a width that does not fit.
 
     Example:
         >>> network = ssmkit.Sequential(*(ssmkit.Checkpoint(ssmkit.S4Block(8, ssmkit.S4D(8))) for _ in range(2)))
@@ -161,7 +160,7 @@ class Residual(Chain):
     r"""Layers one after another, added to their input: :math:`y = u + f(u)`.
 
     Arguments:
-        layers: As in :class:`Sequential`; together they must give back the width they take.
+        layers: As in :class:`Sequential`; the output width of the last must be the input width of the first.
 
     Raises:
         TypeError: If one is not a torch module.
@@ -183,7 +182,7 @@ class Residual(Chain):
             )
 
     def combine(self, u: Tensor, y: Tensor) -> Tensor:
-        """Adds the input to what the last layer gave."""
+        """Adds the input to the output of the last layer."""
         if u.shape != y.shape:
             raise ValueError(
                 f"Residual: the layers must keep the shape {tuple(u.shape)} of their input, got {tuple(y.shape)}."

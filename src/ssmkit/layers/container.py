@@ -1,4 +1,4 @@
-r"""What all containers have in common: named layers, and systems and states that are tuples of those of the layers."""
+r"""The base of all containers: named layers, and systems and states that are tuples of those of the layers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["Container"]
 class Container(SequenceLayer):
     """A sequence layer made of sequence layers.
 
-    Its system and its state are the tuples of the layers', and it is causal if all of them are. It is also a sequence
-    of them: `len(container)`, `container[-1]`, `for layer in container`. A layer with a name is also
+    Its system and its state are tuples of those of its layers, and it is causal if all layers are. It is also a
+    sequence of its layers: `len(container)`, `container[-1]`, `for layer in container`. A layer with a name is also
     `container["name"]`.
 
     Arguments:
@@ -30,7 +30,7 @@ class Container(SequenceLayer):
         super().__init__()
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else dict(enumerate(layers))
         where = type(self).__name__
-        # Of torch's container only the access by number and by name is used, not `forward`.
+        # Only the access by number and by name is used of torch's container, not its `forward`.
         self.layers = nn.Sequential()
         for key, layer in cast(Mapping[Any, nn.Module], named).items():
             name = str(key)
@@ -42,7 +42,7 @@ class Container(SequenceLayer):
         self.causal = all(layer.causal for layer in self)
 
     def _children(self) -> ValuesView[SequenceLayer]:
-        # Past `Module.__getattr__` and `Sequential.__iter__`, which would cost a step more than its arithmetic.
+        # `Module.__getattr__` and `Sequential.__iter__` would cost more than the arithmetic of a step.
         return cast(ValuesView[SequenceLayer], self._modules["layers"]._modules.values())  # type: ignore[union-attr]
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Container(SequenceLayer):
         count = len(children)
         if system is None:
             system = (None,) * count
-        # A plain tuple: a layer's own system is a named one, which may happen to be as long.
+        # Only a plain tuple: a named tuple of a layer could have the same length by chance.
         for value in (system, *states):
             if type(value) is not tuple or len(value) != count:
                 self._refuse("system" if value is system else "state", value)
@@ -106,7 +106,7 @@ class Container(SequenceLayer):
         return tuple(layer.initial_state(*batch_shape, device=device, dtype=dtype) for layer in self._children())
 
     def require_causal(self, method: str) -> None:
-        """Raises an error that names the layer which is not causal, if there is one.
+        """Raises an error if a layer is not causal; it names that layer.
 
         Arguments:
             method: The method that needs causal layers.
@@ -115,7 +115,7 @@ class Container(SequenceLayer):
             refuse_forward_only(type(self).__name__, method, self)
 
     def forward_only_part(self) -> tuple[str, SequenceLayer]:
-        """Path and value of the first part that is not causal."""
+        """The first part that is not causal: its path, and the part itself."""
         for name, layer in self.layers._modules.items():
             if isinstance(layer, SequenceLayer) and not layer.causal:
                 path, part = layer.forward_only_part()

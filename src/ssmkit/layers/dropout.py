@@ -1,4 +1,4 @@
-r"""Dropout that goes by sequences, not by samples."""
+r"""Dropout with one mask per sequence."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ __all__ = ["TiedDropout"]
 class TiedDropout(SequenceLayer):
     r"""Dropout with one mask for the whole sequence: a feature is dropped at every time step, or at none.
 
-    A new mask is drawn for every sequence of the batch by :meth:`forward` and by :meth:`initial_state`; in
-    :meth:`step` and :meth:`scan` it lives in the state, so that a stream keeps its mask. It is applied in training
-    only.
+    :meth:`forward` and :meth:`initial_state` draw a new mask for every sequence of the batch; in :meth:`step` and
+    :meth:`scan` the mask is the state, so that a stream keeps it. It is applied in training only.
 
     References:
         | A Theoretically Grounded Application of Dropout in Recurrent Neural Networks (Gal and Ghahramani, 2016)

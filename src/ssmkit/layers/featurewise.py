@@ -1,4 +1,4 @@
-r"""What the layers with one linear system per feature have in common: all parameters but those of the state matrix."""
+r"""The base of the layers with one linear system per feature: all parameters except those of the low-rank term."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["FeaturewiseLayer", "pair"]
 
 
 def pair(z: Tensor) -> Tensor:
-    """The complex tensor of pairs, in complex128."""
+    """The complex tensor that pairs stand for, in complex128."""
     return from_pairs(z.double().contiguous())
 
 
 class FeaturewiseLayer(StateSpaceLayer):
-    r"""A linear state-space system per feature, sampled with a step of its own, and a direct term.
+    r"""A linear state-space system with feedthrough for each feature, sampled with a step size of its own.
 
     .. math:: x'(t) = A x(t) + B u(t), \qquad y(t) = C x(t) + D u(t)
 
-    Subclasses own the parameters of `A` and `B` and discretise them; `C`, `D` and the step size are here.
+    Subclasses initialise and discretise it, and may add parameters of `A`.
     """
 
     SYSTEM: ClassVar[type[DiscreteDiagonal] | type[DiscreteDPLR]]
@@ -74,23 +74,23 @@ class FeaturewiseLayer(StateSpaceLayer):
         self.D = parameter(channels, d_model)
 
     def _reset_shared(self, Lambda: Tensor, B: Tensor) -> None:
-        """Starts the parameters from the poles and gains of one system, and draws the random ones."""
+        """Initialises the parameters: poles and input gains from one system, the others at random."""
         with torch.no_grad():
             self.log_dt.copy_(log_uniform(tuple(self.log_dt.shape), self.dt_min, self.dt_max))
             self.log_A_real.copy_((-Lambda.real).log().expand_as(self.log_A_real))
             self.A_imag.copy_(Lambda.imag.expand_as(self.A_imag))
             self.B.copy_(to_pairs(B).expand_as(self.B))
-            # Standard complex normal numbers: variance 1/2 in each part.
+            # Standard complex normal numbers: real and imaginary part have variance 1/2.
             self.C.copy_(torch.randn(self.C.shape) * 0.5**0.5)
             self.D.copy_(torch.randn(self.D.shape))
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Starts all parameters anew."""
+        """Initialises all parameters."""
 
     @abstractmethod
     def _discretize(self, dt: Tensor, dtype: torch.dtype, D: Tensor) -> DiscreteDiagonal | DiscreteDPLR:
-        """The discrete system for step sizes dt, in a working dtype, with direct gains D for all outputs."""
+        """The discrete system for step sizes dt, in a working dtype, with the feedthrough D for all outputs."""
 
     @property
     def _poles(self) -> Tensor:
@@ -98,7 +98,7 @@ class FeaturewiseLayer(StateSpaceLayer):
         return torch.complex(-self.log_A_real.double().exp(), self.A_imag.double())
 
     def discretize(self, rate: float) -> ForwardSystem:
-        """Makes the discrete system of the weights as they are now, with gradients to them.
+        """Makes the discrete system of the current weights, with gradients to them.
 
         Arguments:
             rate: The factor of the step size.
@@ -106,7 +106,7 @@ class FeaturewiseLayer(StateSpaceLayer):
         Returns:
             The discrete system.
         """
-        # The outputs that look ahead begin at the next sample, and have no direct term.
+        # The outputs that look ahead begin at the next sample, and have no feedthrough.
         D = F.pad(self.D, (0, 0, 0, self.channels)) if self.bidirectional else self.D
         system = self._discretize(self.log_dt.double().exp() * rate, at_least_float32(self.C.dtype), D)
         return TwoSided(system) if self.bidirectional else system
@@ -126,15 +126,15 @@ class FeaturewiseLayer(StateSpaceLayer):
         )
 
     def kernel(self, L: int, system: DiscreteDiagonal | DiscreteDPLR | TwoSided | None = None) -> Tensor:
-        """The convolution kernel.
+        r"""The convolution kernel.
 
         Arguments:
             L: Its length.
-            system: What :meth:`system` returned; by default made on the spot.
+            system: What :meth:`system` returned; by default it is made here.
 
         Returns:
-            The response to an impulse, without `D`, with shape :math:`(channels, H, L)`; of a bidirectional layer
-            first the channels that look back, then those that look ahead.
+            The response to an impulse, without `D`, with shape :math:`(channels, H, L)`; for a bidirectional layer
+            :math:`(2 \cdot channels, H, L)`, first the channels that look back, then those that look ahead.
 
         Raises:
             ValueError: If `L` is negative.
@@ -145,7 +145,7 @@ class FeaturewiseLayer(StateSpaceLayer):
         return k
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         shown = [f"{self.d_model}, d_state={self.d_state}"]
         if self.n_ssm != self.d_model:
             shown.append(f"n_ssm={self.n_ssm}, tie_dt={self.tie_dt}")

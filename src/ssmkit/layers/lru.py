@@ -25,8 +25,8 @@ class LRU(StateSpaceLayer):
 
     with :math:`\nu, \theta, \log \gamma, B, C, D` learnt: :math:`|\lambda| < 1` for all parameters. It has no step
     size, so that it is learnt for one sampling rate. Features are mixed inside the layer, and a sample costs
-    :math:`O(N H)`, as a linear map does. Next to :class:`ssmkit.S5` it is the choice where time has no unit, and where
-    memory is to be set directly, by the radius of the poles.
+    :math:`O(N H)`, like a linear map. Choose it over :class:`ssmkit.S5` if time has no unit, or to set the memory
+    directly, by the radius of the poles.
 
     References:
         | Resurrecting Recurrent Neural Networks for Long Sequences (Orvieto et al., 2023), Section 3 and Appendix A
@@ -53,7 +53,7 @@ class LRU(StateSpaceLayer):
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If `d_state` is not a positive even integer, or the ring or the phase is none.
+        ValueError: If `d_state` is not a positive even integer, or the ring or the phase is out of range.
 
     Example:
         >>> layer = ssmkit.LRU(8, d_state=32, r_min=0.9, r_max=0.999, max_phase=0.314)
@@ -103,7 +103,7 @@ class LRU(StateSpaceLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts all parameters anew."""
+        """Initialises all parameters."""
         n = self.d_state // 2
         with torch.no_grad():
             # 1 - u lies in (0, 1], so that neither logarithm is infinite: the radius is neither 0 nor 1.
@@ -117,7 +117,7 @@ class LRU(StateSpaceLayer):
             self.D.copy_(torch.randn(self.D.shape))
 
     def discretize(self, rate: float) -> SharedDiagonal:
-        """Makes the system of the weights as they are now, with gradients to them.
+        """Makes the system of the current weights, with gradients to them.
 
         Arguments:
             rate: 1, as the layer has no step size.
@@ -137,6 +137,6 @@ class LRU(StateSpaceLayer):
         return SharedDiagonal(a, gamma[:, None] * pair(self.B), pair(self.C), self.D)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         shown = f"{self.d_model}, d_state={self.d_state}, r_min={self.r_min}, r_max={self.r_max}"
         return shown + (f", dropout={self.dropout}" if self.dropout else "")

@@ -32,9 +32,9 @@ class S6(StateSpaceLayer):
         h_k = e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k,
         \qquad \Delta_k = \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
 
-    for each of :math:`E` features with N real states. A sample can be kept (large :math:`\Delta`) or passed over (small
-    :math:`\Delta`), which no layer with fixed coefficients can do. For signals such as audio, where this is not needed,
-    :class:`ssmkit.S4D` is cheaper by far.
+    for each of :math:`E` features with N real states. A sample can be kept (large :math:`\Delta`) or ignored (small
+    :math:`\Delta`), which is not possible with fixed coefficients. For signals such as audio, where this is not needed,
+    :class:`ssmkit.S4D` is much cheaper.
 
     References:
         | Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023), Section 3
@@ -49,7 +49,7 @@ class S6(StateSpaceLayer):
         ngroups: Groups of neighbouring features with :math:`B_k` and :math:`C_k` of their own.
         variable_B, variable_C: Whether the gains depend on the input; else they are parameters, :math:`(E, N)`.
         dt_min, dt_max: The range of the initial :math:`\Delta` for an input of zero, log-uniform.
-        dt_init_floor: The least initial :math:`\Delta`.
+        dt_init_floor: The smallest initial :math:`\Delta`.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
 
@@ -117,7 +117,7 @@ class S6(StateSpaceLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Starts all parameters anew: :math:`A_n = -n`, `D` 1, a `B` that is a parameter 1 and a `C` normal."""
+        r"""Initialises all parameters: :math:`A_n = -n`, `D = 1`; fixed gains `B` with 1, and `C` at random."""
         self.x_proj.reset_parameters()
         with torch.no_grad():
             self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.double).log().expand_as(self.A_log))
@@ -130,7 +130,7 @@ class S6(StateSpaceLayer):
                 self.C.copy_(torch.randn(self.C.shape) / self.d_state**0.5)
 
     def discretize(self, rate: float) -> Selective:
-        """Makes the system of the weights as they are now, with gradients to them.
+        """Makes the system of the current weights, with gradients to them.
 
         Arguments:
             rate: The factor of the step sizes.
@@ -151,7 +151,7 @@ class S6(StateSpaceLayer):
         )
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         shown = f"{self.d_model}, d_state={self.d_state}, dt_rank={self.dt_rank}"
         return shown + (f", ngroups={self.ngroups}" if self.ngroups > 1 else "")
 
@@ -166,8 +166,8 @@ class Mamba(Chain):
 
     It has neither a norm nor a residual connection: a network is made of
     `ssmkit.Residual(torch.nn.RMSNorm(d), ssmkit.Mamba(d))`. It is a chain of torch's linear maps,
-    :class:`ssmkit.Product`, :class:`ssmkit.ShortConv` and :class:`ssmkit.S6`, so that streams and chunks of any length
-    carry the states of the convolution and of the recurrence.
+    :class:`ssmkit.Product`, :class:`ssmkit.ShortConv` and :class:`ssmkit.S6`, so that its state holds those of the
+    convolution and of the recurrence.
 
     References:
         | Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023), Section 3.4
@@ -182,7 +182,7 @@ class Mamba(Chain):
         conv_bias: Whether the short convolution has a bias.
         bias: Whether the linear maps :math:`W_x, W_z, W_{out}` have one.
         dt_min, dt_max: The range of the initial :math:`\Delta`, log-uniform.
-        dt_init_floor: The least initial :math:`\Delta`.
+        dt_init_floor: The smallest initial :math:`\Delta`.
         device, dtype: Of the parameters; a real dtype.
 
     Shapes:

@@ -58,7 +58,7 @@ class GroupedRMSNorm(nn.RMSNorm):
 
 @final
 class SSD(StateSpaceLayer):
-    r"""The core of Mamba-2: heads with one decay each, whose step sizes and gains are given with the input.
+    r"""The core of Mamba-2: heads with one decay each, whose step sizes and gains are a part of the input.
 
     .. math::
         h_k = e^{\Delta_k A} h_{k-1} + \Delta_k x_k B_k^\top, \qquad y_k = h_k C_k + D \circ x_k,
@@ -78,9 +78,9 @@ class SSD(StateSpaceLayer):
         ngroups: Groups G of neighbouring heads that share :math:`B_k` and :math:`C_k`.
         A_init_range: The range in which :math:`-A` starts, uniform.
         dt_min, dt_max: The range of the initial :math:`\Delta` for :math:`r = 0`, log-uniform.
-        dt_init_floor: The least initial :math:`\Delta`.
-        dt_limit: The least and the greatest :math:`\Delta` at all times, in every mode.
-        D_has_hdim: Whether :math:`D` has a number for each feature, and not for each head.
+        dt_init_floor: The smallest initial :math:`\Delta`.
+        dt_limit: The smallest and the largest :math:`\Delta` at all times, in every mode.
+        D_has_hdim: Whether :math:`D` has a number for each feature instead of one for each head.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
 
@@ -95,7 +95,8 @@ class SSD(StateSpaceLayer):
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is not positive or does not divide what it has to, or a range is none.
+        ValueError: If a size is not positive, `headdim` does not divide the features or `ngroups` the heads, or a range
+            is not valid.
 
     Example:
         >>> layer = ssmkit.layers.SSD(16, d_state=4, headdim=8)
@@ -141,7 +142,7 @@ class SSD(StateSpaceLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts all parameters anew."""
+        """Initialises all parameters."""
         low, high = self.A_init_range
         with torch.no_grad():
             self.A_log.copy_((low + (high - low) * torch.rand(self.nheads, dtype=torch.double)).log())
@@ -149,7 +150,7 @@ class SSD(StateSpaceLayer):
             self.D.fill_(1.0)
 
     def discretize(self, rate: float) -> Heads:
-        """Makes the system of the weights as they are now, with gradients to them.
+        """Makes the system of the current weights, with gradients to them.
 
         Arguments:
             rate: The factor of the step sizes.
@@ -162,7 +163,7 @@ class SSD(StateSpaceLayer):
         return Heads(A, self.dt_bias, D, self.d_state, self.ngroups, self.dt_limit, rate)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         shown = f"{self.d_model}, d_state={self.d_state}, headdim={self.headdim}"
         return shown + (f", ngroups={self.ngroups}" if self.ngroups > 1 else "")
 
@@ -175,9 +176,9 @@ class Mamba2(Chain):
         y = W_{out}\, \mathrm{RMSNorm}\left( \mathrm{SSD}\left([\mathrm{SiLU}(\mathrm{ShortConv}(W_{xBC} u)),
         W_\Delta u]\right) \odot \mathrm{SiLU}(W_z u) \right)
 
-    It has no residual connection: a network is made of `ssmkit.Residual(torch.nn.RMSNorm(d), ssmkit.Mamba2(d))`. Next
-    to :class:`ssmkit.Mamba` it has many more states at the same cost, since a chunk is a few matrix products, and one
-    decay for a whole head.
+    It has no residual connection: a network is made of `ssmkit.Residual(torch.nn.RMSNorm(d), ssmkit.Mamba2(d))`.
+    Compared with :class:`ssmkit.Mamba` it has many more states at the same cost, since a chunk is a few matrix
+    products, but only one decay for a whole head.
 
     References:
         | Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality
@@ -212,7 +213,8 @@ class Mamba2(Chain):
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is not positive or does not divide what it has to, or a range is none.
+        ValueError: If a size is not positive, `headdim` does not divide the features or `ngroups` the heads, or a range
+            is not valid.
 
     Example:
         >>> block = ssmkit.Mamba2(16, d_state=8, headdim=8)

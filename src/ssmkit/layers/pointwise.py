@@ -1,4 +1,4 @@
-r"""Modules that treat every time step alone: which of torch's do, and how they become sequence layers."""
+r"""Position-wise modules, which map every time step separately: which of torch's are, and their sequence layer."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _SAME_WIDTH = (
 )
 _POINTWISE = (*_SAME_WIDTH, nn.GLU, nn.Linear, nn.Embedding)
 
-# Modules that `Pointwise` is not to vouch for: they run on a sequence and mix its time steps, or its batch. Others that
-# are not known to be position-wise are refused by the containers without being named here.
+# Modules that `Pointwise` refuses: they run on a sequence and mix its time steps, or its batch. Containers also refuse
+# all other modules that are not known to be position-wise.
 _MIXING: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
     nn.ConvTranspose1d,
@@ -91,11 +91,11 @@ def _mixing(module: nn.Module) -> str | None:
 
 @final
 class Pointwise(SequenceLayer):
-    r"""A module that treats every time step alone, as a sequence layer without a state.
+    r"""A position-wise module, which maps every time step separately, as a sequence layer without a state.
 
-    :class:`Sequential` and its like wrap the position-wise modules of torch (linear layers, embeddings, norms over the
-    feature axis, activations, GLU, dropout, `nn.Sequential` of these) by themselves. Put it around a module of your
-    own to say that it maps :math:`(*, d)` to :math:`(*, d')`, each position alone.
+    Containers wrap the position-wise modules of torch (linear layers, embeddings, norms over the feature axis,
+    activations, GLU, dropout, `nn.Sequential` of these) automatically. Wrap a module of your own to declare that it
+    maps :math:`(*, d)` to :math:`(*, d')`, each position separately.
 
     Arguments:
         module: A module from :math:`(*, d_{input})` to :math:`(*, d_{output})`.
@@ -144,7 +144,7 @@ class Pointwise(SequenceLayer):
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module to one sample."""
         module = cast(nn.Module, self._modules["module"])
-        # What `Module.__call__` does besides, for hooks, costs as much as the arithmetic of one sample.
+        # The handling of hooks in `Module.__call__` costs as much as the arithmetic of one sample.
         hooked = module._forward_hooks or module._forward_pre_hooks
         hooked = hooked or module._backward_hooks or module._backward_pre_hooks
         return (module(u) if hooked else module.forward(u)), no_state("Pointwise", state)
@@ -162,7 +162,7 @@ def no_state(where: str, state: State) -> State:
 
 
 def input_width(module: nn.Module) -> int | None:
-    """The input width of a layer or position-wise module, or None if its type does not tell."""
+    """The input width of a layer or position-wise module, or None if it is not known."""
     if isinstance(module, (SequenceLayer, nn.Linear)):
         return module.d_input if isinstance(module, SequenceLayer) else module.in_features
     if isinstance(module, _NORMS):
@@ -171,7 +171,7 @@ def input_width(module: nn.Module) -> int | None:
 
 
 def chain_input_width(modules: Iterable[nn.Module]) -> int | None:
-    """The input width of modules one after another: the first that tells, if those before it keep the width."""
+    """The input width of modules one after another: the first known one, if the modules before it keep the width."""
     for module in modules:
         width = input_width(module)
         inner = module.module if isinstance(module, Pointwise) else module
@@ -181,7 +181,7 @@ def chain_input_width(modules: Iterable[nn.Module]) -> int | None:
 
 
 def output_width(module: nn.Module, width: int | None) -> int | None:
-    """The output width for inputs of a width, or None if the type does not tell."""
+    """The output width for inputs of a width, or None if it is not known."""
     if isinstance(module, Pointwise):
         return output_width(module.module, width)
     if isinstance(module, SequenceLayer):
@@ -198,15 +198,15 @@ def output_width(module: nn.Module, width: int | None) -> int | None:
 
 
 def _unknown(module: nn.Module) -> nn.Module | None:
-    """The first part that is not known to treat every time step alone."""
+    """The first part that is not known to be position-wise."""
     if isinstance(module, nn.Sequential):
         return next((part for part in map(_unknown, module) if part is not None), None)
     return None if isinstance(module, _POINTWISE) else module
 
 
 def as_layer(where: str, module: nn.Module) -> SequenceLayer:
-    """A sequence layer as it is, a position-wise module in a :class:`Pointwise`; an error, which begins with `where`,
-    for everything else.
+    """Returns a sequence layer unchanged, and a position-wise module in a :class:`Pointwise`; raises an error for
+    everything else.
     """
     if isinstance(module, SequenceLayer):
         return module
@@ -215,9 +215,9 @@ def as_layer(where: str, module: nn.Module) -> SequenceLayer:
     for part in module.modules():
         if reason := _mixing(part):
             raise ValueError(f"{where}: {reason}.")
-    if (stranger := _unknown(module)) is not None:
+    if (unknown := _unknown(module)) is not None:
         raise ValueError(
-            f"{where}: {type(stranger).__name__} is not known to treat every time step alone; if it does, say so with "
+            f"{where}: {type(unknown).__name__} is not known to be position-wise; if it is, say so with "
             "`ssmkit.Pointwise(module)`, and if it keeps a memory, write a `ssmkit.SequenceLayer`."
         )
     return Pointwise(module)

@@ -23,8 +23,8 @@ class DownPool(nn.Module):
 
     .. math:: z_m = W\, \mathrm{vec}(u_{mp}, \dots, u_{mp+p-1}) + b
 
-    Features stand outside and samples inside, "(h s)". A last frame that is not full is padded with zeros. By itself a
-    module with `forward` alone; :class:`MultiRate` makes a sequence layer of it.
+    A frame is ordered (feature, sample). A last frame that is not full is padded with zeros. This module has only
+    `forward`; :class:`MultiRate` makes a sequence layer of it.
 
     References:
         | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
@@ -45,7 +45,7 @@ class DownPool(nn.Module):
     """
 
     CHANGES_RATE: ClassVar[bool] = True
-    """Containers refuse it by this: by itself it is not a map of every time step alone."""
+    """By this attribute containers refuse it: it is not position-wise."""
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class UpPool(nn.Module):
 
     .. math:: (y_{mp}, \dots, y_{mp+p-1}) = \mathrm{vec}^{-1}(W w_{m-1} + b), \qquad y_0 = \dots = y_{p-1} = 0
 
-    What a frame says is known when its last sample has been read, and may be used from the next frame on: the shift
-    keeps the whole causal, so that it can be run as a recurrence. By itself a module with `forward` alone;
-    :class:`MultiRate` makes a sequence layer of it.
+    A frame depends on all of its samples, and may affect only later ones: the shift by one frame makes the network
+    causal, so that it can run as a recurrence. This module has only `forward`; :class:`MultiRate` makes a sequence
+    layer of it.
 
     References:
         | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
@@ -99,7 +99,7 @@ class UpPool(nn.Module):
     """
 
     CHANGES_RATE: ClassVar[bool] = True
-    """Containers refuse it by this: by itself it is not a map of every time step alone."""
+    """By this attribute containers refuse it: it is not position-wise."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class UpPool(nn.Module):
         return self.samples(F.pad(self.frames(w), (0, 0, 1, 0))[..., : w.shape[-2], :])
 
     def frames(self, w: Tensor) -> Tensor:
-        """What the frames say, before the shift: :math:`(*, d_{model} p)`."""
+        """The outputs of the frames, before the shift: :math:`(*, d_{model} p)`."""
         y: Tensor = self.linear(w)
         return y
 
@@ -137,16 +137,16 @@ class MultiRate(SequenceLayer):
 
     .. math:: y_k = \mathrm{UpPool}(f(\mathrm{DownPool}(u)))_k
 
-    depends on the full frames before sample :math:`k`, and on nothing of its own frame. :meth:`step` gives an output at
-    every sample; once in `pool` samples, when a frame is full, it runs the layer inside.
+    depends on the full frames before sample :math:`k`, and not on the frame of sample :math:`k` itself. :meth:`step`
+    gives an output at every sample; once in `pool` samples, when a frame is full, it runs the layer inside.
 
     The state holds the frame being filled, the frame being emitted, the phase (how many samples of the frame have been
-    read) and the state of the layer inside. The phase is an integer where all rows of the batch agree, and an integer
-    tensor of the batch's shape where they differ; then a step runs the layer inside at every sample, and keeps what it
-    gives for the rows whose frame is full.
+    read) and the state of the layer inside. The phase is an integer if all rows of the batch have the same, and an
+    integer tensor of the batch's shape if they differ; then a step runs the layer inside at every sample, and keeps its
+    result only for the rows whose frame is full.
 
-    Around a layer that is not causal, :meth:`forward` is the only mode. There is nothing to wait for: all frames run,
-    the last one padded with zeros, and none is emitted later.
+    Around a layer that is not causal, :meth:`forward` is the only mode. It runs all frames, the last one padded with
+    zeros, and without the shift.
 
     References:
         | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022), Section 4.2
@@ -213,7 +213,7 @@ class MultiRate(SequenceLayer):
         self.causal = layer.causal
 
     def forward_only_part(self) -> tuple[str, SequenceLayer]:
-        """Path and value of the part inside that is not causal."""
+        """The part inside that is not causal: its path, and the part itself."""
         path, part = self.layer.forward_only_part()
         return "layer" + (f".{path}" if path else ""), part
 
@@ -223,7 +223,7 @@ class MultiRate(SequenceLayer):
         if not self.causal:
             frames = self.up.frames(self.layer(self.down(u), system))
             return self.up.samples(frames)[..., : u.shape[-2], :].to(u.dtype)
-        # The last frame, full or not, is heard only after the end.
+        # The last frame, full or not, affects no output of this sequence.
         full = max(0, u.shape[-2] - 1) // self.pool * self.pool
         frames = self.up.frames(self.layer(self.down(u[..., :full, :]), system))
         return self.up.samples(F.pad(frames, (0, 0, 1, 0)))[..., : u.shape[-2], :].to(u.dtype)
@@ -232,7 +232,7 @@ class MultiRate(SequenceLayer):
         """The system of the layer inside.
 
         Arguments:
-            rate: 1: frames are counted in samples, and cannot be had at another rate.
+            rate: 1, since frames are counted in samples.
 
         Returns:
             What the layer inside returns.
@@ -275,7 +275,7 @@ class MultiRate(SequenceLayer):
         Arguments:
             step: A function from an input and a state of the layer inside to an output and the next state.
             u: The input, with shape :math:`(*, d_{model})`.
-            state: Where the stream has got to.
+            state: The state of the stream.
 
         Returns:
             The output, with shape :math:`(*, d_{model})`, and the next state.
@@ -299,7 +299,7 @@ class MultiRate(SequenceLayer):
         return y.to(u.dtype), (filling, emitting, phase, inner)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
-        """Maps a chunk of any length; frames may be cut in two between chunks."""
+        """Maps a chunk of any length; a chunk may end inside a frame."""
         if not self.causal:
             refuse_forward_only("MultiRate", "scan", self)
         _checks.sequence("MultiRate", "u", u, self.d_input)
@@ -319,10 +319,10 @@ class MultiRate(SequenceLayer):
     def _scan_rows(
         self, u: Tensor, filling: Tensor, emitting: Tensor, phase: Tensor, inner: State, system: System
     ) -> tuple[Tensor, State]:
-        """:meth:`scan` of rows with phases of their own, without a look at their values."""
+        """:meth:`scan` of rows with different phases, which does not read their values."""
         L, pool = u.shape[-2], self.pool
         samples = torch.cat([filling, u.to(filling.dtype)], dim=-2)
-        # L samples fill L // pool frames in all rows, and one more in those that were far enough in their frame.
+        # L samples fill L // pool frames in all rows, and one more in rows whose phase is large enough.
         common, more = L // pool, L % pool > 0
         count = common + more
         z = self.down(_samples(samples, pool - phase, count * pool).to(u.dtype))
@@ -344,10 +344,10 @@ class MultiRate(SequenceLayer):
 
         Arguments:
             state: A state of this layer.
-            batch_shape: The batch axes that it is to have.
+            batch_shape: The batch axes that it must have.
 
         Returns:
-            The frame being filled, whose samples stand at its end, the frame being emitted, both with shape
+            The frame being filled, with its samples at the end, and the frame being emitted, both with shape
             :math:`(*, pool, d_{model})`; the phase, an integer or a tensor with shape :math:`(*)`; and the state of the
             layer inside.
 
@@ -365,7 +365,7 @@ class MultiRate(SequenceLayer):
         )
         phase = cast(int | Tensor, state[2])
         if isinstance(phase, Tensor) and phase.ndim < len(batch):
-            # Of joined states only the first axis was known.
+            # Concatenated states have phases for the first batch axis only.
             phase = phase.reshape(*phase.shape, *(1,) * (len(batch) - phase.ndim)).expand(batch)
         return filling, emitting, phase, state[3]
 
@@ -380,6 +380,6 @@ class MultiRate(SequenceLayer):
 
 
 def _samples(x: Tensor, start: Tensor, length: int) -> Tensor:
-    """So many samples of x (*, length, d) from a place of their own in each row; past its end, the last one."""
+    """`length` samples of x (*, L, d), from another start in each row; beyond the end of x, its last sample."""
     index = start.unsqueeze(-1) + torch.arange(length, device=x.device)
     return x.take_along_dim(index.clamp(max=x.shape[-2] - 1).unsqueeze(-1), dim=-2)

@@ -45,8 +45,8 @@ class S4D(FeaturewiseLayer):
             :math:`h \bmod n_{ssm}`. By default one per feature.
         tie_dt: Whether features that share a system share its :math:`\Delta` as well; then it is computed once.
         channels: Outputs per feature.
-        bidirectional: Whether the output also depends on the future, through output gains of its own; such a layer has
-            only :meth:`forward`.
+        bidirectional: Whether the output also depends on the future, through a second set of output gains; such a
+            layer has only :meth:`forward`.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
 
@@ -113,7 +113,7 @@ class S4D(FeaturewiseLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts all parameters anew."""
+        """Initialises all parameters."""
         start = poles("S4D", self.init, self.d_state, rank=0)
         self._reset_shared(start.Lambda, start.B)
 

@@ -28,10 +28,10 @@ class S5(StateSpaceLayer):
 
     .. math:: s'(t) = \Lambda \circ s(t) + B u(t), \qquad y(t) = 2 \Re\, C s(t) + D \circ u(t),
 
-    with :math:`s` one of each conjugate pair of a real state of size :math:`N`, sampled with a step :math:`\Delta_n` of
-    its own for each pair. Where :class:`ssmkit.S4D` filters each feature by itself with :math:`N` numbers, S5 mixes
-    features inside the layer, and its whole state is :math:`N` numbers: the smallest state of the family, and a sample
-    costs :math:`O(N H)`, as a linear map does.
+    with :math:`s` one of each conjugate pair of a real state of size :math:`N`, and a step size :math:`\Delta_n` for
+    each pair. While :class:`ssmkit.S4D` filters each feature separately, with :math:`N` numbers of state each, S5 mixes
+    features inside the layer, and its whole state has only :math:`N` numbers. A sample costs :math:`O(N H)`, like a
+    linear map.
 
     References:
         | Simplified State Space Layers for Sequence Modeling (Smith et al., 2023), Section 3 and Appendix B
@@ -44,13 +44,13 @@ class S5(StateSpaceLayer):
     Arguments:
         d_model: The number of features :math:`H`.
         d_state: The size :math:`N` of the real state, even, as poles come in conjugate pairs.
-        blocks: Into how many equal parts the state is divided; each starts at the poles of HiPPO-LegS of its size,
-            without the low-rank term (HiPPO-N).
+        blocks: The number of equal parts of the state; each starts at the poles of HiPPO-LegS of its size, without the
+            low-rank term (HiPPO-N).
         dt_min, dt_max: The range of the initial :math:`\Delta`, log-uniform.
         discretization: `"zoh"`, `"bilinear"`, or a function like :func:`ssmkit.systems.zoh`.
-        clip_eigs: Whether :math:`\Re \Lambda` is held at most at -1e-4, so that no training makes the system unstable.
-            (In the authors' code this is off by default.)
-        bidirectional: Whether a second :math:`C` reads the states of the sequence run backwards; such a layer has only
+        clip_eigs: Whether :math:`\Re \Lambda` is clipped to at most -1e-4, so that training cannot make the system
+            unstable. (In the authors' code this is off by default.)
+        bidirectional: Whether a second :math:`C` reads the states of the reversed sequence; such a layer has only
             :meth:`forward`.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
@@ -121,7 +121,7 @@ class S5(StateSpaceLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts all parameters anew."""
+        """Initialises all parameters."""
         N, J = self.d_state, self.blocks
         part = N // J
         A, b = hippo.legs(part)
@@ -139,7 +139,7 @@ class S5(StateSpaceLayer):
             self.D.copy_(torch.randn(self.D.shape))
 
     def discretize(self, rate: float) -> ForwardSystem:
-        """Makes the discrete system of the weights as they are now, with gradients to them.
+        """Makes the discrete system of the current weights, with gradients to them.
 
         Arguments:
             rate: The factor of the step size.
@@ -157,7 +157,7 @@ class S5(StateSpaceLayer):
         return BothWays(past, SharedDiagonal(a, B, C[1], torch.zeros_like(self.D))) if self.bidirectional else past
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         shown = [f"{self.d_model}, d_state={self.d_state}"]
         if self.blocks > 1:
             shown.append(f"blocks={self.blocks}")
@@ -169,8 +169,8 @@ class S5(StateSpaceLayer):
 
 
 def _lecun_normal(*shape: int, fan: int) -> Tensor:
-    """Normal numbers cut at two standard deviations, of variance 1 / fan, in float64."""
+    """Normal numbers truncated at two standard deviations, with variance 1 / fan, in float64."""
     x = torch.empty(shape, dtype=torch.double)
-    # The cut takes the standard deviation to 0.8796 of what it was.
+    # Truncation multiplies the standard deviation by 0.8796.
     nn.init.trunc_normal_(x, a=-2.0, b=2.0)
     return x.div_(0.87962566103423978 * fan**0.5)

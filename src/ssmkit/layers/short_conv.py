@@ -20,8 +20,8 @@ class ShortConv(StateSpaceLayer):
 
     .. math:: y_{k} = \sum_{j=0}^{K-1} w_{j} \circ u_{k-K+1+j} + b
 
-    Mamba, Mamba-2, Griffin, Hyena and Gated DeltaNet mix neighbouring samples so before their recurrence. The state is
-    the last :math:`K - 1` inputs, so that a stream and chunks of any length go on where the last one ended.
+    Mamba, Mamba-2, Griffin, Hyena and Gated DeltaNet mix neighbouring samples in this way before their recurrence. The
+    state is the last :math:`K - 1` inputs.
 
     References:
         | Hungry Hungry Hippos: Towards Language Modeling with State Space Models (Fu et al., 2023), Section 3.1
@@ -33,8 +33,8 @@ class ShortConv(StateSpaceLayer):
         d_model: The number of features :math:`H`.
         d_conv: The number of taps :math:`K`.
         bias: Whether each feature has a bias :math:`b`.
-        any_rate: Whether another `rate` than 1 is accepted, and changes nothing: for blocks in which other layers have
-            a step size, such as :class:`ssmkit.Mamba`.
+        any_rate: Whether any `rate` is accepted, without effect: for blocks in which other layers have a step size,
+            such as :class:`ssmkit.Mamba`.
         dropout: The probability with which outputs are zeroed in training.
         device, dtype: Of the parameters; a real dtype.
 
@@ -83,13 +83,13 @@ class ShortConv(StateSpaceLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Starts all parameters anew: uniform in :math:`\pm 1 / \sqrt K`, as in `torch.nn.Conv1d`."""
+        r"""Initialises all parameters: uniform in :math:`\pm 1 / \sqrt K`, as in `torch.nn.Conv1d`."""
         bound = self.d_conv**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
     def discretize(self, rate: float) -> Taps:
-        """Makes the system of the weights as they are now.
+        """Makes the system of the current weights.
 
         Arguments:
             rate: 1, as taps count samples, unless `any_rate` is set.
@@ -98,7 +98,7 @@ class ShortConv(StateSpaceLayer):
             The taps.
 
         Raises:
-            ValueError: If `rate` is not 1, and may not be another.
+            ValueError: If `rate` is not 1 and `any_rate` is not set.
         """
         if rate != 1 and not self.any_rate:
             raise ValueError(
@@ -108,5 +108,5 @@ class ShortConv(StateSpaceLayer):
         return Taps(w, w.new_zeros(self.d_model) if self.bias is None else self.bias)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their simplest value."""
+        """The main arguments, and others if they are set."""
         return f"{self.d_model}, d_conv={self.d_conv}" + ("" if self.bias is not None else ", bias=False")

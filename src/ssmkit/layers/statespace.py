@@ -1,4 +1,4 @@
-r"""From a system to a layer: checks, dtypes, batch axes, dropout and the three modes, once for all layers."""
+r"""The base of layers that are a system: checks, dtypes, batch axes, dropout and the three modes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ __all__ = ["StateSpaceLayer", "full_precision"]
 
 
 def full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Switches autocast off where it is on: a context costs a step more than its arithmetic."""
+    """Switches autocast off if it is on; otherwise does nothing, since entering a context is slow."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 class StateSpaceLayer(SequenceLayer):
-    r"""A layer that is its parameters and the discrete system that they make.
+    r"""A layer that consists of parameters and of the discrete system that they make.
 
-    A subclass owns parameters, writes :meth:`discretize`, and declares the shape of its state. The rest is here:
-    checks, dtypes, batch axes, empty sequences, autocast, dropout, and the three modes, which are those of the system.
+    A subclass owns the parameters, defines :meth:`discretize`, and declares the shape of its state. This class does
+    the rest: checks, dtypes, batch axes, empty sequences, autocast, dropout, and the three modes, by those of the
+    system.
 
     Arguments:
         d_input: The width of the input.
@@ -56,9 +57,9 @@ class StateSpaceLayer(SequenceLayer):
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ()
-    """Names of the parameters that :func:`ssmkit.param_groups` gives a learning rate of their own."""
+    """Names of the parameters for which :func:`ssmkit.param_groups` makes a group of their own."""
     SYSTEM: ClassVar[type[Any]] = ForwardSystem
-    """The kind of system that the layer makes: another kind is refused where a system is handed in."""
+    """The type of system that the layer makes; it refuses a `system` of another type."""
 
     d_input: int
     d_output: int
@@ -76,7 +77,7 @@ class StateSpaceLayer(SequenceLayer):
 
     @abstractmethod
     def discretize(self, rate: float) -> ForwardSystem:
-        """Makes the discrete system of the parameters as they are now, with gradients to them.
+        """Makes the discrete system of the current parameters, with gradients to them.
 
         Called by :meth:`system`, without autocast.
 
@@ -90,7 +91,7 @@ class StateSpaceLayer(SequenceLayer):
 
     @final
     def system(self, rate: float = 1.0) -> Any:
-        """Discretises the layer, from the weights as they are now; gradients flow through it to them.
+        """Discretises the layer with its current weights; gradients flow through the system to them.
 
         Arguments:
             rate: The factor of the step size: a layer trained at 16 kHz runs on 8 kHz audio at rate 2.
@@ -121,7 +122,7 @@ class StateSpaceLayer(SequenceLayer):
             system: What :meth:`system` returned, or None.
 
         Returns:
-            The same system, or one made on the spot.
+            The same system, or a new one.
 
         Raises:
             ValueError: If the system is of another kind or size than this layer's.
@@ -141,7 +142,7 @@ class StateSpaceLayer(SequenceLayer):
         """Makes a state at rest.
 
         Arguments:
-            batch_shape: The batch axes of what is going to be run.
+            batch_shape: The batch axes of the inputs to come.
             device: By default that of the weights.
             dtype: By default that of the weights, and at least float32.
 
@@ -160,7 +161,7 @@ class StateSpaceLayer(SequenceLayer):
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output.
-            system: What :meth:`system` returned; by default made on the spot.
+            system: What :meth:`system` returned; by default it is made here.
 
         Returns:
             The output, with shape :math:`(*, L, d_{output})`, in the dtype of `u`.
@@ -183,8 +184,8 @@ class StateSpaceLayer(SequenceLayer):
 
         Arguments:
             u: The input, with shape :math:`(*, d_{input})`.
-            state: Where the stream has got to.
-            system: What :meth:`system` returned; by default made on the spot. A loop should make it once.
+            state: The state of the stream.
+            system: What :meth:`system` returned; by default it is made here. A loop should make it once.
 
         Returns:
             The output, with shape :math:`(*, d_{output})`, and the next state.
@@ -197,7 +198,7 @@ class StateSpaceLayer(SequenceLayer):
         shape = (*u.shape[:-1], *(self.state_shape or self._shape_for("step")))
         fits = u.is_floating_point() and u.shape[-1:] == (self.d_input,)
         if not (fits and isinstance(state, Tensor) and state.shape == shape):
-            # A step is short: what is wrong is looked for only if something is.
+            # The checks would cost more than a step, so they run only if something does not fit.
             _checks.floating(type(self).__name__, "u", u)
             _checks.last_axis(type(self).__name__, "u", u, self.d_input)
             state = _checks.state(type(self).__name__, state, shape)
@@ -215,8 +216,8 @@ class StateSpaceLayer(SequenceLayer):
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`; :math:`L = 0` gives an empty output and the same state.
-            state: Where the stream has got to.
-            system: What :meth:`system` returned; by default made on the spot.
+            state: The state of the stream.
+            system: What :meth:`system` returned; by default it is made here.
 
         Returns:
             The output, with shape :math:`(*, L, d_{output})`, and the next state.
@@ -235,13 +236,13 @@ class StateSpaceLayer(SequenceLayer):
         with full_precision(u.device.type):
             system = self.given(system)
             v = u.to(system.dtype).reshape(-1, *u.shape[-2:])
-            # The batch by its number, since a state may be empty.
+            # The batch size instead of -1, which is ambiguous if a state is empty.
             y, new = system.scan(v, x.to(system.dtype).reshape(len(v), *shape))
             y = y.reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape).to(x.dtype)
 
     def _empty(self, u: Tensor, system: Any) -> Tensor:
-        """The output for an empty input, with the graph that others have: its gradients are zero."""
+        """The output for an empty input, in the graph of all inputs and coefficients: its gradients are zero."""
         y = u.new_zeros(*u.shape[:-1], self.d_output) + u.sum()
         for coefficient in self.given(system).coefficients:
             y = y + coefficient.flatten()[:0].real.sum()
@@ -259,7 +260,7 @@ class StateSpaceLayer(SequenceLayer):
 
 
 def _described(system: Any) -> str:
-    """What tells systems apart: kind, widths and state."""
+    """Describes a system by type, widths and state."""
     kind = f"a {type(system).__name__}"
     if not isinstance(system, ForwardSystem):
         return kind
