@@ -83,7 +83,7 @@ def test_the_cost_model_of_krylov_products(N, M, L):
         with FlopCounterMode(display=False) as counter:
             table, columns, rows = krylov._factors(A, b, c, L)
             krylov._product(rows, columns, L)
-        with mock.patch.object(krylov, "_THIN", 0):
+        with mock.patch.object(krylov, "_READ_ROWS", 0):
             assert counter.get_total_flops() == 2 * layout.cost(N, M)
         # Columns and rows are there twice at their making: before and after the last doubling, and as the cast.
         numbers = sum(x.numel() for x in table) + 2 * (columns.numel() + rows.numel())

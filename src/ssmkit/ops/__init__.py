@@ -1,4 +1,4 @@
-"""Numerical operations, each a fast function beside a naive twin that says the definition."""
+"""Numerical operations: fast functions, and for each a naive version that states its definition."""
 
 from .cauchy import cauchy as cauchy
 from .cauchy import cauchy_roots_of_unity as cauchy_roots_of_unity

@@ -1,4 +1,4 @@
-r"""Cauchy products: sums of simple poles, at any nodes in bounded memory, and fast at the roots of unity."""
+r"""Cauchy products, which are sums of simple poles: at any nodes in bounded memory, and fast at the roots of unity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .vandermonde import check_sums, vandermonde
 __all__ = ["cauchy", "cauchy_roots_of_unity", "naive_cauchy"]
 
 _BLOCK = 1 << 21
-"""How many terms are in memory together: 16 MiB in complex64, far from any limit and large enough to be fast."""
+"""The number of terms in memory at a time: 16 MiB in complex64, which is little memory and still fast."""
 
 
 def naive_cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def naive_cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 
 
 class _Cauchy(torch.autograd.Function):
-    """Blocks of nodes, one after another; the backward pass makes its terms again instead of keeping them."""
+    """Blocks of nodes, one after another; the backward pass computes the terms again instead of keeping them."""
 
     @staticmethod
     def forward(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 
     .. math:: y_l = \sum_n \frac{v_n}{z_l - w_n}
 
-    Memory is bounded: :math:`O(N + L)` plus one block of terms, in both passes. The error is to be judged against
+    Memory is bounded: :math:`O(N + L)` plus one block of terms, in both passes. The error is relative to
     :math:`\sum_n |v_n / (z_l - w_n)|`, as terms may cancel.
 
     References:
@@ -105,8 +105,8 @@ def cauchy_roots_of_unity(v: Tensor, w: Tensor, L: int) -> Tensor:
         = z_l^{-1} \sum_{j < L} \left( \sum_n \frac{v_n}{1 - w_n^L} w_n^j \right) z_l^{-j},
         \qquad z_l = e^{2 \pi i l / L},
 
-    because :math:`z^{-L} = 1` turns the geometric series into a finite sum. It takes :math:`N L` multiplications of a
-    matrix product instead of :math:`N L` divisions.
+    because :math:`z^{-L} = 1` turns the geometric series into a finite sum. The :math:`N L` divisions become
+    :math:`N L` multiplications in a matrix product.
 
     References:
         | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Appendix C.3
@@ -135,6 +135,6 @@ def cauchy_roots_of_unity(v: Tensor, w: Tensor, L: int) -> Tensor:
         return vandermonde(v, w, 0)
     w = w.to(torch.complex128)
     series = vandermonde((v / (1 - w**L)), w, L).to(result)
-    turn = torch.arange(L, device=w.device, dtype=torch.float64) * (-2 * torch.pi / L)
-    y: Tensor = torch.fft.fft(series) * torch.polar(torch.ones_like(turn), turn).to(result)
+    phase = torch.arange(L, device=w.device, dtype=torch.float64) * (-2 * torch.pi / L)
+    y: Tensor = torch.fft.fft(series) * torch.polar(torch.ones_like(phase), phase).to(result)
     return y

@@ -1,8 +1,8 @@
-r"""How complex numbers are kept as real ones: the one file that knows.
+r"""The formats in which complex numbers are kept as real ones; all conversions are in this file.
 
 Parameters are *pairs*, a last axis of size 2 with the real and the imaginary part. A complex state :math:`s` of
 :math:`N/2` numbers is kept *interleaved*, as the :math:`N` real numbers :math:`x = [\Re s_1, \Im s_1, \Re s_2, \dots]`.
-All functions take conjugate views as well.
+All functions also accept conjugate views.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = [
 
 
 def to_pairs(z: Tensor) -> Tensor:
-    """Real and imaginary part in a last axis of size 2; no copy but of a conjugate view."""
+    """Real and imaginary part in a last axis of size 2; copies only a conjugate view."""
     return torch.view_as_real(z.resolve_conj())
 
 
 def from_pairs(x: Tensor) -> Tensor:
-    """The complex tensor of pairs; no copy, if the pairs lie side by side."""
+    """The complex tensor that pairs stand for; no copy if the pairs are contiguous."""
     if torch.compiler.is_compiling():
-        # Where a graph breaks, torch.compile fails on complex views of real tensors.
+        # torch.compile fails on complex views of real tensors at graph breaks.
         return torch.complex(*x.unbind(-1))
     return torch.view_as_complex(x if x.stride(-1) == 1 else x.contiguous())
 
@@ -44,7 +44,7 @@ def interleaved(z: Tensor, dim: int = -1) -> Tensor:
 
 
 def from_interleaved(x: Tensor) -> Tensor:
-    """The way back from :func:`interleaved`, along the last axis."""
+    """The inverse of :func:`interleaved`, along the last axis."""
     return from_pairs(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
 
 
@@ -59,7 +59,7 @@ def times_rows(rows: Tensor, a: Tensor) -> Tensor:
 
 
 def multiply_interleaved(a: Tensor, x: Tensor) -> Tensor:
-    """The interleaved a s, from a as pairs and s interleaved, without complex numbers: torch.compile has none."""
+    """The interleaved a s, from a as pairs and s interleaved; torch.compile does not support complex numbers."""
     (a_re, a_im), (re, im) = a.unbind(-1), x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a_re * re - a_im * im, a_im * re + a_re * im], -1).flatten(-2)
 

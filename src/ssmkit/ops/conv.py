@@ -1,4 +1,4 @@
-r"""Causal convolution along time by FFT, in blocks that stay in cache, at twice the input's memory."""
+r"""Causal convolution along time by FFT, in blocks that fit in the cache, with memory for twice the input."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .. import _checks
 __all__ = ["causal_conv", "naive_causal_conv", "two_sided_conv"]
 
 _BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Samples of FFT buffers in flight per device kind: the spectra of a block should not leave the CPU's cache."""
+"""Samples of a block's FFT buffers, for each kind of device: the spectra of a block should fit in the CPU's cache."""
 _FEATURES = 32
-"""Features side by side in a block: fewer would read less than a cache line of each (batch, time) row."""
+"""The fewest features of a block: with fewer, it would read less than a cache line of each (batch, time) row."""
 
 
 def naive_causal_conv(u: Tensor, k: Tensor) -> Tensor:
@@ -55,19 +55,19 @@ def _blocks(u: Tensor, n: int) -> Iterator[tuple[slice, list[slice]]]:
 
 
 def _by_feature(x: Tensor) -> Tensor:
-    """(rows, L, F) to (rows, F, L); a single row in two steps, since torch transposes whole matrices in tiles."""
+    """(rows, L, F) to (rows, F, L); a single row with copies, since torch transposes whole matrices fast, in tiles."""
     return x[0].contiguous().T.contiguous()[None] if len(x) == 1 else x.mT
 
 
 def _sum(x: Tensor, dim: int) -> Tensor:
-    """The sum along an axis; one of length one costs torch two passes otherwise."""
+    """The sum along an axis; for an axis of length one, torch's own sum costs two passes."""
     return x.squeeze(dim) if x.shape[dim] == 1 else x.sum(dim)
 
 
 class _Conv(torch.autograd.Function):
     """The first L samples of the circular convolution over n points of u (batch, L, H) with k (C, H, m).
 
-    Kept for the backward pass: the arguments. Spectra are made again, block by block, instead of being kept.
+    The backward pass keeps only the arguments: it computes the spectra again, block by block.
     """
 
     @staticmethod
@@ -125,12 +125,12 @@ def _check(where: str, u: Tensor, k: Tensor) -> None:
 
 
 def causal_conv(u: Tensor, k: Tensor) -> Tensor:
-    r"""Causal convolution of every feature with kernels of its own.
+    r"""Causal convolution of every feature with its own kernels.
 
     .. math:: y_{l,ch} = \sum_{j \le l} k_{ch,\,l-j}\, u_{j,h}
 
-    By real FFTs of a smooth length of at least :math:`2L - 1`, over blocks of features that stay in cache. The
-    backward pass makes the spectra again, so that nothing of length :math:`2L` is kept.
+    By real FFTs of a smooth length of at least :math:`2L - 1`, over blocks of features that fit in the cache. The
+    backward pass computes the spectra again, so that nothing of length :math:`2L` is kept.
 
     References:
         | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Section 2.4
@@ -138,8 +138,8 @@ def causal_conv(u: Tensor, k: Tensor) -> Tensor:
 
     Arguments:
         u: The input, real, with shape :math:`(*, L, H)`.
-        k: The kernels, real, with shape :math:`(C, H, M)`; beyond :math:`L` they have no effect, and a kernel
-            shorter than :math:`L` is continued by zeros.
+        k: The kernels, real, with shape :math:`(C, H, M)`; values beyond :math:`L` have no effect, and a kernel
+            shorter than :math:`L` is padded with zeros.
 
     Returns:
         The output, with shape :math:`(*, L, C H)`, channel outside and feature inside.
@@ -157,7 +157,7 @@ def causal_conv(u: Tensor, k: Tensor) -> Tensor:
     L = u.shape[-2]
     k = k[..., :L]
     if u.numel() == 0 or k.numel() == 0:
-        return _nothing(u, k)
+        return _zeros(u, k)
     return _conv(u, k, _fft_length(L + k.shape[-1] - 1))
 
 
@@ -193,14 +193,14 @@ def two_sided_conv(u: Tensor, k: Tensor, k_reverse: Tensor) -> Tensor:
     _checks.shape("two_sided_conv", "k", k, (*k.shape[:2], L), "one value per sample of `u`")
     _checks.shape("two_sided_conv", "k_reverse", k_reverse, k.shape, "that of `k`")
     if u.numel() == 0:
-        return _nothing(u, k)
-    # On a circle of n points the lag -(m + 1) stands at n - 1 - m.
+        return _zeros(u, k)
+    # In a circular convolution over n points the lag -(m + 1) is at n - 1 - m.
     n = _fft_length(2 * L - 1)
     circle = torch.cat([F.pad(k, (0, n - 2 * L + 1)), k_reverse[..., : L - 1].flip(-1)], dim=-1)
     return _conv(u, circle, n)
 
 
-def _nothing(u: Tensor, k: Tensor) -> Tensor:
-    """Zeros of the output's shape that still depend, emptily, on both arguments."""
+def _zeros(u: Tensor, k: Tensor) -> Tensor:
+    """Zeros in the shape of the output, connected to the graphs of both arguments."""
     zero = u[..., :0, :].sum() + k[..., :0].sum()
     return zero + u.new_zeros(*u.shape[:-1], k.shape[0] * k.shape[1])

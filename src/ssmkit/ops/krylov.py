@@ -15,13 +15,13 @@ from .vandermonde import without_denormals
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
 
 _BLOCK = 1 << 26
-"""How many numbers the factors of a block of systems may hold: half a gigabyte in float64."""
-_THIN = 8
-"""Rows whose product with a matrix costs as much as reading that matrix."""
+"""The most numbers in the factors of a block of systems: half a gigabyte in float64."""
+_READ_ROWS = 8
+"""The number of rows whose product with a matrix costs as much as reading that matrix."""
 
 
 def naive_krylov(A: Tensor, b: Tensor, c: Tensor, L: int) -> Tensor:
-    """The definition of :func:`krylov`, one product with `A` after another."""
+    """The definition of :func:`krylov`: one product with `A` after another."""
     out = []
     for _ in range(L):
         out.append((c @ b[..., None])[..., 0])
@@ -58,12 +58,12 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
 
     .. math:: K_{ml} = c_m A^l b, \qquad l = 0 \dots L - 1
 
-    Baby steps :math:`b, Ab, \dots, A^{J-1}b` are built by doubling from squared powers of `A`; giant steps
-    :math:`c, cA^J, cA^{2J}, \dots` likewise up to some, and from there block by block; one matrix product of the two is
-    all of `K`. Cost :math:`O(N^3 \log L + N^2 \sqrt L + N L)` per system, the layout being the cheapest by count.
-    The powers are taken in float64 and only the last product in `dtype`, since squaring in float32 loses slow modes;
-    the gradient, which squares nothing, is taken in `dtype`. Many or large systems are taken in blocks, whose factors
-    the backward pass makes again instead of keeping them.
+    Baby steps :math:`b, Ab, \dots, A^{J-1}b` are built by doubling from squared powers of `A`. The first giant steps
+    :math:`c, cA^J, cA^{2J}, \dots` are built in the same way, and further ones block by block. One matrix product of
+    the two gives all of `K`. The cost is :math:`O(N^3 \log L + N^2 \sqrt L + N L)` per system; the layout is the
+    cheapest by a count of operations. The powers are computed in float64 and only the last product in `dtype`, since
+    squaring in float32 loses precision for poles near 1; the gradient, which squares nothing, is computed in `dtype`.
+    Many or large systems are processed in blocks, whose factors the backward pass computes again.
 
     References:
         | Matrix Computations (Golub and Van Loan, 2013), Section 10.1 (Krylov matrices)
@@ -106,7 +106,7 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
 
 
 class _Layout(NamedTuple):
-    """How a response is laid out: `blocks` blocks of 2^`wide` giant steps, each of 2^`baby` samples."""
+    """The layout of a response: `blocks` blocks of 2^`wide` giant steps, each of 2^`baby` samples."""
 
     baby: int
     wide: int
@@ -114,18 +114,18 @@ class _Layout(NamedTuple):
 
     @property
     def powers(self) -> int:
-        """How many of A, A², A⁴, … it takes: the last one leads from block to block, if there is more than one."""
+        """How many of A, A², A⁴, … are needed; the last one advances from block to block, if there are several."""
         return self.baby + self.wide + (self.blocks > 1)
 
     def cost(self, N: int, M: int) -> float:
         """Multiplications and additions for a system of N states and M outputs.
 
-        A product of r rows with a matrix reads the matrix too, which is as much work as some more rows.
+        A product of r rows with a matrix also reads the matrix, which costs as much as some more rows.
         """
         rows = [1 << k for k in range(self.baby)] + [M << k for k in range(self.wide)]
         rows += (self.blocks - 1) * [M << self.wide]
         steps = (1 << self.baby) * M * (self.blocks << self.wide)
-        return N**3 * max(0, self.powers - 1) + N * N * sum(r + _THIN for r in rows) + N * steps
+        return N**3 * max(0, self.powers - 1) + N * N * sum(r + _READ_ROWS for r in rows) + N * steps
 
 
 @lru_cache(maxsize=1024)
@@ -199,10 +199,10 @@ def _gradient(g: Tensor, rows: Tensor, columns: Tensor, *table: Tensor) -> tuple
 
 
 class _Krylov(torch.autograd.Function):
-    """Systems (G, N, N), (G, N) and (G, M, N) to responses (G, M, L), and the factors if one block makes them all.
+    """Systems (G, N, N), (G, N) and (G, M, N) to responses (G, M, L), and the factors if there is only one block.
 
-    The backward pass of several blocks makes their factors again. A second derivative goes through the forward pass as
-    autograd sees it.
+    With several blocks the backward pass computes their factors again. For a second derivative, autograd differentiates
+    the operations of the forward pass.
     """
 
     @staticmethod

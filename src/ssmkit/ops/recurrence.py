@@ -1,4 +1,4 @@
-r"""The recurrence x_k = a_k x_(k-1) + v_k along a sequence, in chunks, with an adjoint of its own."""
+r"""The recurrence x_k = a_k x_(k-1) + v_k along a sequence, in chunks, with its own backward pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["naive_recurrence", "recurrence"]
 _CHUNK = 64
 """Samples per chunk."""
 _WIDTH = 1 << 15
-"""Numbers that one operation handles: with fewer the call costs more than the arithmetic, more leave the cache."""
-_FEW = 4
-"""Chunks below which it is cheaper to go sample by sample: chunks take two passes over the numbers."""
+"""Numbers per operation: with fewer the call costs more than the arithmetic, and more do not fit in the cache."""
+_MIN_CHUNKS = 4
+"""With fewer chunks it is faster to go sample by sample, since chunks take two passes over the numbers."""
 
 
 def naive_recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int = -2) -> tuple[Tensor, Tensor]:
-    """The definition of :func:`recurrence`, one sample after another."""
+    """The definition of :func:`recurrence`, sample by sample."""
     a, v, x, dim = _arguments(a, v, x, dim)
     a, rows = a.expand(*(a.shape[i] if i != dim else v.shape[i] for i in range(v.ndim))), []
     for a_k, v_k in zip(a.unbind(dim), v.unbind(dim), strict=True):
@@ -29,27 +29,27 @@ def naive_recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int 
 
 
 def recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int = -2) -> tuple[Tensor, Tensor]:
-    r"""Runs a linear recurrence of the first order, each number by itself.
+    r"""Runs an elementwise linear recurrence of the first order.
 
     .. math:: x_k = a_k \circ x_{k-1} + v_k, \qquad k = 0 \dots L - 1
 
     `a` may be constant or vary over time, be real or complex, and broadcasts with `v`: one pole per feature, a scalar
-    per head, or a coefficient for every number. :math:`a_k = 0` starts anew at sample :math:`k`.
+    per head, or a coefficient for every number. :math:`a_k = 0` restarts the recurrence at sample :math:`k`.
 
-    The sequence is cut into chunks. All chunks of a block advance together from zero, sample by sample; the states
-    between them follow from their last ones; and the product of the state before a chunk with the running product of
-    `a` is added. The gradient of `v` is the same recurrence with :math:`\bar a`, run backwards,
-    :math:`g_k = \bar a_{k+1} g_{k+1} + \partial_k`, and that of :math:`a_k` is :math:`\bar x_{k-1} g_k`. Only the
-    result is kept for it. With a constant `a`, powers and the states between chunks are in double precision, so that
-    slow poles do not drift.
+    The sequence is cut into chunks. All chunks of a block run together from zero, sample by sample; their last states
+    give the states before all chunks; and the product of the state before a chunk with the running product of `a` is
+    added. The gradient of `v` is the same recurrence with :math:`\bar a`, run backwards,
+    :math:`g_k = \bar a_{k+1} g_{k+1} + \partial_k`, and that of :math:`a_k` is :math:`\bar x_{k-1} g_k`. The backward
+    pass needs only the result. With a constant `a`, powers and the states between chunks are in double precision, so
+    that states do not drift if poles are near 1.
 
     References:
         | Prefix Sums and Their Applications (Blelloch, 1990), Section 1.4 (first-order recurrences)
         | https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf
 
     Arguments:
-        a: Coefficients, real or complex, broadcastable with `v`; constant if its size along time is 1, or if it has too
-            few axes to have time among them.
+        a: Coefficients, real or complex, broadcastable with `v`; constant if its size along time is 1, or if it has no
+            time axis because it has fewer axes.
         v: The input, real or complex, with shape :math:`(*, L, N)`.
         x: The state before the first sample, broadcastable with `v` without its time axis; by default zero.
         dim: The axis of time in `v`.
@@ -79,7 +79,7 @@ def recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int = -2) 
 
 
 def _arguments(a: Tensor, v: Tensor, x: Tensor | None, dim: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All with the axes of the result: a as it broadcasts, v and x expanded to its shape; and the time axis from 0."""
+    """The arguments with the axes of the result: a unexpanded, v and x expanded; and the time axis, counted from 0."""
     for name, value in (("a", a), ("v", v), *([] if x is None else [("x", x)])):
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -111,10 +111,10 @@ def _arguments(a: Tensor, v: Tensor, x: Tensor | None, dim: int) -> tuple[Tensor
 
 
 def _blocks(L: int, width: int) -> Iterator[tuple[int, int, int]]:
-    """Blocks (start, n, T) of n chunks of T samples, for `width` numbers per sample; a single chunk needs one pass."""
+    """Blocks (start, n, T) of n chunks of T samples, for `width` numbers per sample; a single chunk takes one pass."""
     n, T = _WIDTH // max(1, width), _CHUNK
     start = 0
-    while n >= _FEW and L - start >= _FEW * T:
+    while n >= _MIN_CHUNKS and L - start >= _MIN_CHUNKS * T:
         yield start, min(n, (L - start) // T), T
         start += min(n, (L - start) // T) * T
     if start < L:
@@ -122,7 +122,7 @@ def _blocks(L: int, width: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool = False) -> None:
-    """Writes the states to `out`: from the first sample on, or backwards from the last with conjugate coefficients."""
+    """Writes the states to `out`: forwards from the first sample, or backwards from the last with conjugate `a`."""
     constant, order = a.shape[dim] == 1, slice(None, None, -1 if backwards else 1)
     a = a.conj_physical() if backwards and constant else a
     carry, step = x, a.select(dim, 0).to(v.dtype)
@@ -167,8 +167,8 @@ def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool
         torch.addcmul(chunks[1], product, before.unsqueeze(dim + 1), out=chunks[1])
 
 
-def _to_coefficients(a: Tensor, x: Tensor, states: Tensor, g: Tensor, dim: int) -> Tensor:
-    """The gradient of the coefficients, conj(x_(k-1)) g_k summed to their shape, some samples at a time."""
+def _coefficient_gradient(a: Tensor, x: Tensor, states: Tensor, g: Tensor, dim: int) -> Tensor:
+    """The gradient of the coefficients, conj(x_(k-1)) g_k summed to their shape, in blocks of samples."""
     L, constant = g.shape[dim], a.shape[dim] == 1
     found = torch.zeros_like(a)
     rows = max(1, _WIDTH // max(1, x.numel()))
@@ -181,7 +181,7 @@ def _to_coefficients(a: Tensor, x: Tensor, states: Tensor, g: Tensor, dim: int) 
 
 
 class _Recurrence(torch.autograd.Function):
-    """Coefficients, inputs and first state to all states and the last one, and an adjoint that is the same loop."""
+    """Coefficients, inputs and first state to all states and the last one; the adjoint is the same loop."""
 
     @staticmethod
     def forward(a: Tensor, v: Tensor, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ class _Recurrence(torch.autograd.Function):
         a, x, states = ctx.saved_tensors
         dim, L = ctx.dim, states.shape[ctx.dim]
         g_states = torch.zeros_like(states[..., :1]).expand_as(states) if g_states is None else g_states
-        # The last sample by itself: after it comes the gradient of the last state.
+        # The last sample is separate: the gradient of the last state is added to it.
         first = g_states.narrow(dim, L - 1, 1)
         first = first if g_last is None else first + g_last.unsqueeze(dim)
         later = a if a.shape[dim] == 1 else a.narrow(dim, 1, L - 1)
@@ -216,7 +216,7 @@ class _Recurrence(torch.autograd.Function):
         if L > 1:
             _run(later, g_states.narrow(dim, 0, L - 1), first.squeeze(dim), dim, g.narrow(dim, 0, L - 1), True)
         return (
-            _to_coefficients(a, x, states, g, dim) if ctx.needs_input_grad[0] else None,
+            _coefficient_gradient(a, x, states, g, dim) if ctx.needs_input_grad[0] else None,
             g,
             a_0 * g.select(dim, 0),
             None,

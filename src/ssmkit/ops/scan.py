@@ -1,4 +1,4 @@
-r"""A linear recurrence over a sequence in chunks: matrix products inside a chunk, the state from chunk to chunk."""
+r"""A linear recurrence over a sequence in chunks: matrix products inside chunks, and a state between them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _SHORT, _LONG = 32, 64
 
 
 def chunk_length(B: int, L: int, *, kept: bool, matrix: bool) -> int:
-    """The chunk length for B sequences of length L: one of two, as what a chunk does may be kept for each length.
+    """The chunk length for B sequences of length L: one of two, as a system keeps coefficients for each length.
 
-    The products of long chunks are larger, and the steps from chunk to chunk fewer. These cost most where a matrix
-    moves the state on. What is not kept is made for this scan alone, at a cost that grows with the chunk.
+    Long chunks have larger products, and fewer steps from chunk to chunk; these steps cost most if a matrix advances
+    the state. Coefficients that are not kept are computed for this scan alone, at a cost that grows with the chunk.
 
     Arguments:
         B, L: The number of sequences and their length.
-        kept: Whether what a chunk does serves other scans too.
-        matrix: Whether a matrix moves the state on.
+        kept: Whether other scans use the same coefficients.
+        matrix: Whether a matrix advances the state.
     """
     samples, enough = B * L, 1 << 14 if not kept else 64 if matrix else 1 << 10
     return _LONG if samples >= enough else _SHORT
 
 
 def toeplitz(kernel: Tensor) -> Tensor:
-    """The matrices M[j, k] = kernel[k - j], zero below the diagonal, that apply a kernel (*, T) to a row of inputs."""
+    """The matrices M[j, k] = kernel[k - j], zero below the diagonal: x M is a row x filtered by a kernel (*, T)."""
     T = kernel.shape[-1]
     return F.pad(kernel, (T - 1, 0)).unfold(-1, T, 1).flip(-2)
 
 
 class Chunk(NamedTuple):
-    """What a chunk of T samples does to input and state, for H features, C channels and a state of N numbers.
+    """The coefficients of a chunk of T samples, for H features, C channels and a state of N numbers.
 
-    All in the form in which products take it. The state at the chunk's start moves on by the complex diagonal `poles`
-    on interleaved states, or by a real `matrix`, or by their sum.
+    All are in the layout that the products need. The state before the chunk is multiplied by the complex diagonal
+    `poles` on interleaved states, or by a real `matrix`, or by their sum.
     """
 
     inside: Tensor
@@ -52,13 +52,13 @@ class Chunk(NamedTuple):
     reach: Tensor
     """A^(T-1-j) b, from input j to the state after; shape (H, T, N)."""
     poles: Tensor | None
-    """Shape (H, 1, N/2), complex128: a rounded one would turn too far in every chunk alike."""
+    """Shape (H, 1, N/2), complex128: a rounded one would make the same phase error in every chunk."""
     matrix: Tensor | None
-    """From the state before to the one after, from the right; shape (H, N, N)."""
+    """From the state before to the one after, as x M; shape (H, N, N)."""
 
     @classmethod
     def of(cls, response: Tensor, observe: Tensor, reach: Tensor, poles: Tensor | None, matrix: Tensor | None) -> Chunk:
-        """From c A^j b (C, H, T), c A^(j+1) (C, H, T, N), A^(T-1-j) b (H, T, N) and what moves the state on."""
+        """From c A^j b (C, H, T), c A^(j+1) (C, H, T, N), A^(T-1-j) b (H, T, N), and the factors of the state."""
         return cls(
             rearrange(toeplitz(response), "c h j k -> h j (c k)").contiguous(),
             rearrange(observe, "c h t n -> h n (c t)").contiguous(),
@@ -68,7 +68,7 @@ class Chunk(NamedTuple):
         )
 
     def first(self, m: int) -> Chunk:
-        """The chunk of the first m samples, but for what moves the state on."""
+        """The chunk of the first m samples, without the factors of the state."""
         T = self.reach.shape[1]
         inside, observe = (x.unflatten(-1, (-1, T))[..., :m].flatten(-2) for x in (self.inside[:, :m], self.observe))
         return Chunk(inside, observe, self.reach[:, T - m :], None, None)
@@ -85,8 +85,9 @@ def move_on(added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor |
 class _Carry(torch.autograd.Function):
     """The states before each of n chunks and after the last one.
 
-    What the chunks add has shape (H, n, B, N), the first state (H, B, N). It is its own adjoint, run backwards: the
-    gradient of a state is what its chunk makes of it, and the adjoint of the power times the gradient of the next.
+    What the chunks add has shape (H, n, B, N), the first state (H, B, N). The adjoint is the same function, run
+    backwards: the gradient of a state is that from its chunk, plus the adjoint of the power times the gradient of the
+    next state.
     """
 
     @staticmethod
@@ -100,7 +101,7 @@ class _Carry(torch.autograd.Function):
                 before[:, i] = state
                 state = move_on(added[:, i], state, poles, matrix)
             return before, state
-        # In the dtype of the poles from chunk to chunk: fewer operations, and less rounding.
+        # States between chunks stay in the dtype of the poles: fewer operations, and less rounding.
         s = from_interleaved(state).to(poles.dtype)
         for i in reversed(order) if backwards else order:
             before[:, i] = interleaved(s)
@@ -117,7 +118,7 @@ class _Carry(torch.autograd.Function):
         before, poles, matrix = ctx.saved_tensors
         adjoint = (None if poles is None else poles.conj(), None if matrix is None else matrix.mT)
         g_added, g_first = _Carry.apply(g_before, g_state, *adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
-        # Of the matrix that multiplies from the right, and so the transpose of the one in which the poles stand.
+        # The gradient of the matrix in x M, which is the transpose of that of the state matrix.
         g = before.flatten(1, 2).mT @ g_added.flatten(1, 2)
         g_poles = None if poles is None else add_rotation_adjoint(g.mT)[:, None].to(poles.dtype)
         return g_added, g_first, g_poles, None if matrix is None else g, None
@@ -129,8 +130,8 @@ def _chunks(
     """A whole number of chunks: u (B, n T, H) and state (H, B, N) to y (B, n T, C H) and the next state."""
     (B, L, H), T = u.shape, chunk.reach.shape[1]
     n = L // T
-    # Views and not einops here, which costs a short block as much as a product.
-    # Contiguous: of a transposed view torch makes a copy and a product for each feature, ten times slower in blocks.
+    # Views instead of einops, which costs as much as the product of a short block.
+    # Contiguous: with a transposed view torch makes a copy and a product for each feature, which is ten times slower.
     flat = u.view(B, n, T, H).permute(3, 1, 0, 2).reshape(H, n * B, T).contiguous()
     before, state = carry(torch.bmm(flat, chunk.reach).view(H, n, B, -1), state)
     y = torch.bmm(flat, chunk.inside).baddbmm_(before.view(H, n * B, -1), chunk.observe)
@@ -147,13 +148,12 @@ def scan_chunks(
     .. math:: y_k = \sum_{j \le k} (c A^{k-j} b)\, u_j + c A^{k+1} x, \qquad
         x \leftarrow A^T x + \sum_{j < T} A^{T-1-j} b\, u_j,
 
-    which are matrix products over all chunks at once, but for :math:`A^T x`. What is left over at the end is one
-    short chunk.
+    which are matrix products over all chunks at once, except :math:`A^T x`. The rest at the end is one short chunk.
 
     Arguments:
         u: The input, with shape :math:`(B, L, H)`.
         state: The state, with shape :math:`(B, H, N)`.
-        chunk: What :math:`T` samples do.
+        chunk: The coefficients of :math:`T` samples.
         advance: :math:`A^m x` for states of shape :math:`(H, B, N)` and :math:`m < T`, for the short chunk.
 
     Returns:
@@ -163,7 +163,7 @@ def scan_chunks(
     whole = L - L % T
 
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        # What autograd needs costs a short block more than the products.
+        # For a short block, the overhead of autograd costs more than the products.
         run = _Carry.apply if torch.is_grad_enabled() else _Carry.forward
         before, after = run(added, state, chunk.poles, chunk.matrix, False)
         return before, after

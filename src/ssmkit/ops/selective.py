@@ -2,12 +2,12 @@ r"""A diagonal recurrence whose coefficients come from the input: the core of se
 
 .. math:: h_k = e^{\Delta_k A} \circ h_{k-1} + \Delta_k u_k B_k, \qquad y_k = \sum_n C_{k,n} h_{k,n}
 
-for every feature with N states. The states of a sequence are never held together: they are made in blocks of a few
-samples and rows of the batch, the outputs of a block are taken while its states are in the cache, and the backward pass
-makes a block's states again from the state at its beginning. So memory grows with batch, length and width.
+for every feature with N states. The states of a sequence are never in memory all at once: they are computed in blocks
+of a few samples and rows of the batch, the outputs of a block are computed while its states are in the cache, and the
+backward pass computes the states of a block again from its first one. So memory grows with batch, length and width.
 
-The recurrence runs sample by sample inside a block, all rows, features and states at once. No product of decays over
-several samples is formed, so that decays of any strength lose no digits.
+The recurrence runs sample by sample inside a block, for all rows, features and states at once. It forms no product of
+decays over several samples, so that strong decays lose no digits.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .. import _checks
 __all__ = ["naive_selective_scan", "selective_scan"]
 
 _BLOCK = 1 << 19
-"""Numbers in the states of a block: a few such tensors stay in the cache."""
+"""Numbers in the states of a block: a few such tensors fit in the cache."""
 _SAMPLES = 16
-"""The least samples of a block: a state is kept for each block, so that N / 16 numbers are kept per output at most."""
+"""The fewest samples of a block: one state is kept per block, which is at most N / 16 numbers per output."""
 
 
 def naive_selective_scan(
@@ -61,7 +61,7 @@ def selective_scan(
         dt: The step sizes :math:`\Delta`, in the time unit of `A`, with shape :math:`(b, L, E)`.
         A: The poles, real, in 1 / time, with shape :math:`(E, N)`.
         B: The input gains: with shape :math:`(b, L, G, N)`, where each of G groups of :math:`E / G` neighbouring
-            features has its own; or :math:`(E, N)`, the same at all times.
+            features has its own; or :math:`(E, N)`, if they are constant.
         C: The output gains, likewise.
         x: The first state :math:`h_{-1}`, with shape :math:`(b, E, N)`; by default zero.
 
@@ -87,7 +87,7 @@ def selective_scan(
 
 
 def _arguments(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor | None) -> tuple[Tensor, ...]:
-    """All in one dtype, and of shapes that fit."""
+    """The arguments in one dtype, after a check of their shapes."""
     given = _checks.one_dtype("selective_scan", u=u, dt=dt, A=A, B=B, C=C, **({} if x is None else {"x": x}))
     u, dt, A, B, C = given[:5]
     b, L, E = u.shape if u.ndim == 3 else (-1, -1, -1)
@@ -106,10 +106,10 @@ def _arguments(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor
 
 
 class _Blocks:
-    """The arguments with time first and features last, G groups apart, in blocks of some samples.
+    """The arguments with time first and features last, with an axis of G groups, in blocks of samples.
 
-    Features are last, so that products broadcast over N in long rows. All of it is cut into the most groups that one of
-    B and C has.
+    Features are last, so that products broadcast over N in long rows. G is the larger of the numbers of groups of B
+    and C.
     """
 
     def __init__(self, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
@@ -127,7 +127,7 @@ class _Blocks:
         return out
 
     def columns(self, v: Tensor) -> Tensor:
-        """(*, E, N) to (*, G, N, E / G), with features side by side."""
+        """(*, E, N) to (*, G, N, E / G), with features contiguous."""
         out: Tensor = v.unflatten(-2, (self.G, -1)).mT.contiguous()
         return out
 
@@ -139,7 +139,7 @@ class _Blocks:
         return (v if v.shape[2] == self.G else v.expand(-1, -1, self.G, -1))[..., None]
 
     def spans(self) -> Iterator[slice]:
-        """The blocks' samples."""
+        """The samples of each block."""
         for start in range(0, self.L, self.T):
             yield slice(start, min(self.L, start + self.T))
 
@@ -158,29 +158,29 @@ class _Blocks:
         return decay, states, flow
 
 
-def _over_states(gains: Tensor, states: Tensor) -> Tensor:
-    """The sum over N of gains and states: (T, b, G, 1, E / G)."""
+def _sum_over_states(gains: Tensor, states: Tensor) -> Tensor:
+    """The sum over N of gains times states: (T, b, G, 1, E / G)."""
     if gains.shape[-1] == 1 and gains.shape[:3] == states.shape[:3]:
         return gains.mT @ states
     return (gains * states).sum(-2, keepdim=True)
 
 
-def _into(gains: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+def _gain_gradient(gains: Tensor, rows: Tensor, states: Tensor) -> Tensor:
     """The gradient of gains, from rows (T, b, G, 1, E / G) and states: summed to the shape of the gains."""
     if gains.shape[-1] == 1:
         return states @ rows.mT
     return (rows * states).sum((0, 1), keepdim=True)
 
 
-def _pieces(u: Tensor, A: Tensor) -> Iterator[slice]:
-    """Rows of the batch whose blocks are of the right size together."""
+def _batch_slices(u: Tensor, A: Tensor) -> Iterator[slice]:
+    """Slices of the batch such that a block of the fewest samples has the right size."""
     rows = max(1, _BLOCK // (_SAMPLES * A.numel()))
     for start in range(0, len(u), rows):
         yield slice(start, start + rows)
 
 
-def _of_rows(rows: slice, *values: Tensor) -> list[Tensor]:
-    """Some rows of each; gains that are the same at all times have none."""
+def _select_rows(rows: slice, *values: Tensor) -> list[Tensor]:
+    """Some rows of each tensor; constant gains have no rows and stay whole."""
     return [value if value.ndim == 2 else value[rows] for value in values]
 
 
@@ -188,13 +188,13 @@ class _Selective(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         y, last, starts = torch.empty_like(u), torch.empty_like(x), []
-        for rows in _pieces(u, A):
-            blocks = _Blocks(*_of_rows(rows, u, dt, A, B, C))
+        for rows in _batch_slices(u, A):
+            blocks = _Blocks(*_select_rows(rows, u, dt, A, B, C))
             out, state = blocks.rows(y[rows]), blocks.columns(x[rows])
             for span in blocks.spans():
                 starts.append(state)
                 _, states, _ = blocks.decays_and_states(span, state)
-                out[span] = _over_states(blocks.at(blocks.C, span), states)
+                out[span] = _sum_over_states(blocks.at(blocks.C, span), states)
                 # A copy: a view would keep the states of the whole block.
                 state = states[-1].clone()
             last[rows] = state.mT.flatten(1, 2)
@@ -208,8 +208,8 @@ class _Selective(torch.autograd.Function):
         gu, gdt, gx = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(glast)
         gA, gB, gC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
         kept = iter(starts)
-        for rows in _pieces(u, A):
-            blocks = _Blocks(*_of_rows(rows, u, dt, A, B, C))
+        for rows in _batch_slices(u, A):
+            blocks = _Blocks(*_select_rows(rows, u, dt, A, B, C))
             spans = list(blocks.spans())
             firsts = [next(kept) for _ in spans]
             found = _backward(blocks, spans, firsts, blocks.rows(gy[rows]), blocks.columns(glast[rows]))
@@ -236,15 +236,15 @@ def _backward(
     for span, start in zip(reversed(spans), reversed(starts), strict=True):
         decay, states, flow = blocks.decays_and_states(span, start)
         b, c = blocks.at(blocks.B, span), blocks.at(blocks.C, span)
-        blocks.at(gC, span).add_(_into(c, gy[span], states))
+        blocks.at(gC, span).add_(_gain_gradient(c, gy[span], states))
         # The adjoint of the recurrence is the recurrence run backwards.
         G = gy[span] * c
         G[-1] += g
         for k in range(len(G) - 2, -1, -1):
             G[k].addcmul_(decay[k + 1], G[k + 1])
         g = decay[0] * G[0]
-        blocks.at(gB, span).add_(_into(b, flow, G))
-        gflow = _over_states(b, G)
+        blocks.at(gB, span).add_(_gain_gradient(b, flow, G))
+        gflow = _sum_over_states(b, G)
         # From here on `decay` is the gradient of the exponent Δ A, which is G exp(Δ A) h_(k-1).
         decay[0] *= start
         decay[1:] *= states[:-1]

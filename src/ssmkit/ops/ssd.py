@@ -1,10 +1,10 @@
-r"""A recurrence with one decay per head and a matrix for a state: the core of Mamba-2 (state-space duality).
+r"""A recurrence with one decay per head and a matrix as its state: the core of Mamba-2 (state-space duality).
 
 .. math:: h_k = e^{a_k} h_{k-1} + x_k B_k^\top, \qquad y_k = h_k C_k
 
-Over a chunk of T samples it is three matrix products: what the chunk's own inputs give, through the T × T matrix
-:math:`e^{a_{j+1} + \dots + a_i} (C_i \cdot B_j)`; what the state before gives; and the next state. Sums of log-decays
-are taken in float64: as differences of running sums they would lose digits in float32 where decays are strong.
+A chunk of T samples takes three matrix products: the output from the inputs of the chunk, by the T × T matrix
+:math:`e^{a_{j+1} + \dots + a_i} (C_i \cdot B_j)`; the output from the state before; and the next state. Sums of
+log-decays are differences of running sums in float64: in float32 they would lose digits if decays are strong.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def ssd_scan(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor | None = None
     Arguments:
         x: The input, with shape :math:`(b, L, H, P)`.
         a: Log-decays, at most 0, with shape :math:`(b, L, H)`.
-        B: What the input is written along, with shape :math:`(b, L, G, N)`; each of G groups serves :math:`H / G`
-            neighbouring heads.
-        C: What the state is read along, likewise.
+        B: The input gains, with shape :math:`(b, L, G, N)`; each of G groups serves :math:`H / G` neighbouring heads.
+        C: The output gains, likewise.
         h: The first state :math:`h_{-1}`, with shape :math:`(b, H, P, N)`; by default zero.
 
     Returns:
@@ -74,7 +73,7 @@ def ssd_scan(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor | None = None
 
 
 def _arguments(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h: Tensor | None) -> tuple[Tensor, ...]:
-    """All in one dtype, and of shapes that fit."""
+    """The arguments in one dtype, after a check of their shapes."""
     given = _checks.one_dtype("ssd_scan", x=x, a=a, B=B, C=C, **({} if h is None else {"h": h}))
     x, a, B, C = given[:4]
     b, L, H, P = x.shape if x.ndim == 4 else (-1,) * 4

@@ -26,7 +26,7 @@ _COMPLEX = {real: complex_ for complex_, real in _REAL.items()}
 
 
 def check_sums(where: str, v: Tensor, name: str, nodes: Tensor, L: int) -> None:
-    """The arguments of sums over weights `v` and as many nodes or poles: complex, and with one last axis."""
+    """Checks weights `v` and nodes or poles: both complex, and with the same last axis."""
     _checks.integer(where, "L", L, least=0)
     if v.dtype not in _REAL or nodes.dtype not in _REAL:
         raise TypeError(f"{where}: `v` and `{name}` must be complex tensors, got {v.dtype} and {nodes.dtype}.")
@@ -49,7 +49,7 @@ def naive_vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
 def powers(x: Tensor, J: int) -> Tensor:
     """The powers x^0 ... x^(J-1) of nodes (*, N), with shape (*, J, N).
 
-    By doubling: no logarithm, so that x = 0 is no special case.
+    By doubling and without logarithms, so that x = 0 is no special case.
     """
     table = torch.ones_like(x)[..., None, :]
     power = x[..., None, :]
@@ -60,7 +60,7 @@ def powers(x: Tensor, J: int) -> Tensor:
 
 
 class _WithoutDenormals(torch.autograd.Function):
-    """The gradient passes: a number that happens to be zero may be about to become something else."""
+    """The gradient passes unchanged: a number that is zero now need not stay zero."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -76,13 +76,13 @@ class _WithoutDenormals(torch.autograd.Function):
 
 
 def without_denormals(x: Tensor) -> Tensor:
-    """Sets to zero what is too small to matter: float32 products of denormal numbers are ten times slower on a CPU."""
+    """Sets tiny numbers to zero: float32 products of denormal numbers are ten times slower on a CPU."""
     y: Tensor = _WithoutDenormals.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
 class _Tables(NamedTuple):
-    """The powers x^j and x^(iJ) of which all x^l = x^(iJ) x^j, l < L, are products."""
+    """The powers x^j and x^(iJ), whose products are all x^l = x^(iJ) x^j, l < L."""
 
     small: Tensor
     """Shape (*, J, N), J a power of two near √L."""
@@ -91,7 +91,7 @@ class _Tables(NamedTuple):
 
 
 def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
-    """Made in complex128, so that the phase is right at any l, and cast to the complex twin of `dtype`."""
+    """Computed in complex128, so that the phase is accurate at any l, and cast to the complex dtype of `dtype`."""
     J = 1 << max(L - 1, 0).bit_length() // 2
     with torch.no_grad():
         small = powers(x.to(torch.complex128), J)
@@ -100,7 +100,7 @@ def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
     return _Tables(small.to(_COMPLEX[dtype]), giant.to(_COMPLEX[dtype]))
 
 
-def _next(u: Tensor) -> Tensor:
+def _derivative(u: Tensor) -> Tensor:
     """(l + 1) u_(l+1): a polynomial's derivative has these coefficients."""
     order = torch.arange(1, max(1, u.shape[-1]), device=u.device, dtype=u.dtype)
     return F.pad(u[..., 1:] * order, (0, min(1, u.shape[-1])))
@@ -126,7 +126,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         v, x, small, giant = ctx.saved_tensors
-        rows = torch.cat([grad, _next(grad)], dim=-2)
+        rows = torch.cat([grad, _derivative(grad)], dim=-2)
         values = _Polynomials.apply(rows, x, small, giant)  # type: ignore[no-untyped-call]
         at_nodes, slopes = values.conj().to(v.dtype).chunk(2, dim=-2)
         return at_nodes, (v.conj() * slopes).sum(-2), None, None
@@ -151,7 +151,7 @@ class _Polynomials(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         u, x, small, giant = ctx.saved_tensors
         du = _Sums.apply(grad.conj(), x, small, giant)  # type: ignore[no-untyped-call]
-        slopes = _Polynomials.apply(_next(u), x, small, giant).conj()  # type: ignore[no-untyped-call]
+        slopes = _Polynomials.apply(_derivative(u), x, small, giant).conj()  # type: ignore[no-untyped-call]
         du = du[..., : u.shape[-1]].to(u.dtype)
         return du, (grad * slopes).sum(-2).to(x.dtype), None, None
 
@@ -164,8 +164,8 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
     .. math:: \Re \sum_n (v_{mn} x_n^{iJ})\, x_n^j
         = \sum_n \Re(v_{mn} x_n^{iJ}) \Re(x_n^j) - \Im(v_{mn} x_n^{iJ}) \Im(x_n^j),
 
-    whose factors hold :math:`N (J + L/J)` powers instead of :math:`N L`. The powers are made in complex128, so that the
-    phase is right at any :math:`l`, and the product is taken in `dtype`.
+    whose factors hold :math:`N (J + L/J)` powers instead of :math:`N L`. The powers are computed in complex128, so that
+    the phase is accurate at any :math:`l`, and the product is computed in `dtype`.
 
     Arguments:
         v: Weights, complex, with shape :math:`(*, M, N)`.
@@ -190,8 +190,8 @@ def vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
 
     .. math:: y_l = \sum_n v_n x_n^l, \qquad l = 0 \dots L - 1
 
-    The kernel of a diagonal system is one, with poles for nodes. The :math:`N L` powers are never in memory
-    together: they are factored as :math:`x^{iJ} x^j` into a matrix product.
+    The kernel of a diagonal system is such a sum, whose nodes are the poles. The :math:`N L` powers are never in memory
+    at once: they are factored as :math:`x^{iJ} x^j` into a matrix product.
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Section 3.2
@@ -217,7 +217,7 @@ def vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
     check_sums("vandermonde", v, "x", x, L)
     result = torch.promote_types(v.dtype, x.dtype)
     v, x = torch.broadcast_tensors(v.to(result), x.to(result))
-    # The imaginary part of a sum is the real part of -i times it: a second row on the same nodes.
+    # The imaginary part of a sum is the real part of -i times the sum: a second row with the same nodes.
     rows = torch.stack([v, -1j * v], dim=-2)
     y = real_vandermonde(rows, x, L, _REAL[result])
     return torch.complex(y[..., 0, :], y[..., 1, :])
@@ -228,7 +228,7 @@ def vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
 
     .. math:: s_n = \sum_l u_l x_n^l, \qquad l = 0 \dots L - 1
 
-    The state of a diagonal system after a sequence is one, of the sequence reversed.
+    The state of a diagonal system after a sequence is such a value, for the reversed sequence.
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Section 3.2
