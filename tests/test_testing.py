@@ -232,5 +232,5 @@ def test_example_input():
     assert classes.shape == (2, 7)
     assert classes.dtype == torch.int64
     assert example_input(ssmkit.S4D(3).double(), 4).dtype == torch.float64
-    with pytest.raises(ValueError, match="Pointwise does not tell its input width"):
+    with pytest.raises(ValueError, match="the input width of Pointwise is not known"):
         example_input(ssmkit.Pointwise(nn.GELU()), 2, 7)

@@ -1,4 +1,4 @@
-"""Composable state-space layers for PyTorch, each one a convolution, a recurrence and a scan that agree to rounding."""
+"""Composable state-space layers for PyTorch, whose convolution, recurrence and scan agree to rounding."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # It needs numba, which is optional and takes long to import.
+    # `streaming` needs numba, which is optional and takes long to import.
     if name == "streaming":
         return importlib.import_module(".streaming", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Checks of arguments: one line at the call, one clear sentence in the error.
+"""Checks of arguments, whose errors are one clear sentence.
 
-Shapes and dtypes are always checked; values only where they are Python numbers, because looking into a
-tensor would synchronise the device and break compilation.
+Shapes and dtypes are always checked; values only if they are Python numbers, because reading the values of a tensor
+would synchronise the device and break compilation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def integer(where: str, name: str, value: Any, least: int = 1) -> int:
-    """A whole number that is at least `least`."""
+    """An integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{where}: `{name}` must be an integer, got {value!r} ({type(value).__name__}).")
     if value < least:
@@ -57,7 +57,7 @@ def even(where: str, name: str, value: Any) -> int:
 
 
 def number(where: str, name: str, value: Any) -> float:
-    """A real number; True and False are none."""
+    """A real number, which True and False are not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{where}: `{name}` must be a number, got {value!r} ({type(value).__name__}).")
     return float(value)
@@ -99,7 +99,7 @@ def probability(where: str, name: str, value: float) -> float:
 
 
 def known(where: str, name: str, value: Any, options: Iterable[str]) -> str:
-    """A name from a list; a misspelt one is answered with the closest."""
+    """A name from a list; the error for a misspelt one suggests the closest."""
     options = sorted(options)
     if value in options:
         return str(value)
@@ -158,7 +158,7 @@ def sequence(where: str, name: str, value: Tensor, size: int) -> Tensor:
 
 
 def shape(where: str, name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
-    """A tensor of exactly one shape."""
+    """A tensor of the expected shape."""
     if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{where}: `{name}` must have shape {tuple(expected)} ({meaning}), got {tuple(value.shape)}.")
 

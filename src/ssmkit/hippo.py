@@ -1,14 +1,14 @@
-r"""HiPPO: linear systems that remember, as real matrices and as diagonal plus low rank.
+r"""HiPPO: linear systems with a memory of their input, as real matrices and as diagonal plus low rank.
 
-A measure says how much each moment of the past matters. Its system :math:`x'(t) = A x(t) + B u(t)` keeps in
-:math:`x` the coefficients of the past of :math:`u` in the measure's orthonormal basis. Every measure here has
+A measure weights each moment of the past. Its system :math:`x'(t) = A x(t) + B u(t)` keeps in :math:`x` the
+coefficients of the past of :math:`u` in the measure's orthonormal basis. Every measure here has
 
 .. math:: A = V (\Lambda - P P^*) V^*, \qquad V V^* = I,
 
 with :math:`\Lambda` diagonal and :math:`P` of low rank, because :math:`A + P P^\top` (`P` real, in the basis of `A`)
 is normal: a multiple of the identity plus a skew-symmetric matrix.
 
-Everything is built in float64 with numpy, once, and cast by whoever uses it.
+Everything is computed in float64 with numpy; callers cast it.
 
 References:
     | HiPPO: Recurrent Memory with Optimal Polynomial Projections (Gu et al., 2020)
@@ -66,8 +66,8 @@ def legs(N: int) -> tuple[Real, Real]:
     .. math:: A_{nk} = -\begin{cases} \sqrt{(2n+1)(2k+1)} & n > k \\ n + 1 & n = k \\ 0 & n < k \end{cases},
         \qquad B_n = \sqrt{2n+1}
 
-    As the memory of Legendre coefficients it is run with time-varying steps, :math:`x'(t) = (A x + B u) / t`;
-    inside S4 it runs at a constant step and remembers with Legendre polynomials of :math:`e^{-t}`.
+    With time-varying steps, :math:`x'(t) = (A x + B u) / t`, the state holds Legendre coefficients; S4 uses a constant
+    step, for which the basis is Legendre polynomials of :math:`e^{-t}`.
 
     References:
         | HiPPO: Recurrent Memory with Optimal Polynomial Projections (Gu et al., 2020), Theorem 2
@@ -162,7 +162,7 @@ def fout(N: int) -> tuple[Real, Real]:
 
     .. math:: A = D - 2\, g(0)\, g(0)^\top, \qquad B = 2\, g(0).
 
-    The second coordinate (the sine of frequency zero) is always at rest; it makes the poles pair up, so that
+    The second coordinate (the sine of frequency zero) is always zero. Because of it all poles come in pairs, and
     :math:`\Lambda` has a double pole at zero.
 
     References:
@@ -220,7 +220,7 @@ _CORRECTIONS: dict[Measure, Callable[[int], Real]] = {
 def low_rank_correction(A: npt.ArrayLike, measure: Measure | None = None) -> Real:
     r"""The real :math:`P` of least rank for which :math:`A + P P^\top` is normal.
 
-    For the measures of this module it is written down. For any other matrix it is read off the symmetric part,
+    For the measures of this module it is known in closed form. For any other matrix it follows from the symmetric part,
 
     .. math:: \tfrac12 (A + A^\top) = c I - P P^\top,
 
@@ -298,9 +298,9 @@ def diagonalize(A: npt.ArrayLike, B: npt.ArrayLike, P: npt.ArrayLike) -> NPLR:
             "take `P` from `low_rank_correction(A)`."
         )
     omega, vectors = np.linalg.eigh(-0.5j * (normal - normal.T))
-    # omega is symmetric about zero; its positive part gives one of each conjugate pair. In the kernel of S the
-    # eigenvectors come in any complex basis: the half that eigh happens to list is not conjugate to the rest.
-    # The kernel is closed under conjugation, so it has a real orthonormal basis, to be paired as (e + i f) / √2.
+    # omega is symmetric about zero; its positive part gives one of each conjugate pair. In the kernel of S eigh returns
+    # an arbitrary complex basis, whose first half is not the conjugate of its second half. The kernel is closed under
+    # conjugation, so it has a real orthonormal basis, whose vectors form pairs (e + i f) / √2.
     zero = np.abs(omega) <= 1e-12 * N * max(1.0, scale)
     positive = omega > 0
     half, poles = vectors[:, positive & ~zero], omega[positive & ~zero]

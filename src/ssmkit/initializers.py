@@ -1,4 +1,4 @@
-r"""Where the parameters of a state-space layer start: poles, gains and step sizes, and the registry of names.
+r"""The initial parameters of state-space layers: poles, gains and step sizes, and the registry of names.
 
 An initialisation is a function of the state size `N`. It returns either a real matrix and vector `(A, B)` (a HiPPO
 measure, or a user's own), or complex poles and gains `(Lambda, B)` of half the size, one of each conjugate pair.
@@ -62,7 +62,7 @@ def lin(N: int) -> tuple[hippo.Complex, hippo.Complex]:
 
 
 def inv(N: int) -> tuple[hippo.Complex, hippo.Complex]:
-    r"""S4D-Inv: :math:`\Lambda_n = -\tfrac12 + i \tfrac{N}{\pi} \left(\tfrac{N}{2n+1} - 1\right)`, near to LegS.
+    r"""S4D-Inv: :math:`\Lambda_n = -\tfrac12 + i \tfrac{N}{\pi} \left(\tfrac{N}{2n+1} - 1\right)`, close to LegS.
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Equation 8
@@ -108,7 +108,7 @@ def quad(N: int) -> tuple[hippo.Complex, hippo.Complex]:
 
 
 def real(N: int) -> tuple[hippo.Complex, hippo.Complex]:
-    r"""S4D-Real: :math:`\Lambda_n = -(n + 1)`, decaying exponentials that do not oscillate at first.
+    r"""S4D-Real: :math:`\Lambda_n = -(n + 1)`, decaying exponentials that do not oscillate until training changes them.
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Section 4.4
@@ -152,19 +152,19 @@ class Poles(NamedTuple):
 
 
 def poles(where: str, init: str | Init, N: int, rank: int | None = None) -> Poles:
-    r"""Resolves an initialisation, a name or a function, into poles and gains.
+    r"""Computes the poles and gains of an initialisation, which is a name or a function.
 
-    With `rank = 0` the diagonal part is taken: for a matrix :math:`A = \Lambda - P P^*` that is
+    With `rank = 0` the result is the diagonal part: for a matrix :math:`A = \Lambda - P P^*` that is
     :math:`(\Lambda, B / 2)`, whose response to smooth input tends to that of :math:`(A, B)` as :math:`N` grows. With a
-    `rank` above that of the matrix, the further columns of :math:`P` start small and random (at zero they would have no
-    gradient).
+    `rank` above that of the matrix, the additional columns of :math:`P` start small and random (at zero they would have
+    no gradient).
 
     References:
         | On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022), Theorem 3
         | https://arxiv.org/abs/2206.11893
 
     Arguments:
-        where: The name of the layer that asks, for error messages.
+        where: The name of the calling layer, for error messages.
         init: A name of :data:`HIPPO` or :data:`DIAGONAL`, or a function :math:`N \mapsto (A, B)` or
             :math:`N \mapsto (\Lambda, B)`.
         N: The size of the state, even.
@@ -175,7 +175,7 @@ def poles(where: str, init: str | Init, N: int, rank: int | None = None) -> Pole
 
     Raises:
         ValueError: If the name is unknown, if the function returns something else, if `rank` is too small for the
-            matrix, or if a low-rank term is asked for where `init` gives poles alone.
+            matrix, or if `rank` is not 0 but `init` gives only poles.
 
     Example:
         >>> poles("S4", "legt", 8).P.shape
@@ -223,7 +223,7 @@ def _diagonalize(A: hippo.Real, B: hippo.Real, measure: Init | None = None) -> h
 
 @lru_cache(maxsize=32)
 def _named(measure: Init, N: int) -> hippo.NPLR:
-    """Kept, as a network asks once per layer; a user's function may be random, and is not."""
+    """Cached, since every layer of a network calls it. A user's function is not cached: it may be random."""
     return _diagonalize(*measure(N), measure)
 
 
@@ -240,8 +240,8 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
 
     Arguments:
         shape: The shape of the result.
-        low: The least step size, in the time unit of `A`.
-        high: The greatest step size, likewise.
+        low: The smallest step size, in the time unit of `A`.
+        high: The largest step size, likewise.
 
     Returns:
         The natural logarithms, with shape `shape`.
@@ -268,9 +268,9 @@ def softplus_steps(shape: tuple[int, ...], low: float, high: float, floor: float
 
     Arguments:
         shape: The shape of the result.
-        low: The least step size that is drawn.
-        high: The greatest step size that is drawn.
-        floor: The least step size of the result: smaller ones are raised to it.
+        low: The smallest step size that is drawn.
+        high: The largest step size that is drawn.
+        floor: The smallest step size of the result: smaller ones are raised to it.
 
     Returns:
         The biases, with shape `shape`.

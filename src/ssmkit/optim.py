@@ -1,4 +1,4 @@
-r"""The learning-rate and decay rules of state-space parameters."""
+r"""Parameter groups with the learning rates and weight decay of state-space networks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def param_groups(
     - biases, and all parameters of norms: at `lr`, without decay;
     - all others: at `lr`, with decay.
 
-    Every trainable parameter stands in exactly one group, once, however often the model uses it; empty groups are left
-    out. A layer of your own joins in by a class attribute `SSM_PARAMETERS`, a tuple of its parameters' names.
+    Every trainable parameter is in exactly one group, once, even if the model uses it several times; empty groups are
+    left out. A layer of your own names its state-space parameters in a class attribute `SSM_PARAMETERS`, a tuple.
 
     References:
         | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Appendix D.2
@@ -34,7 +34,7 @@ def param_groups(
         model: A network with any layers.
         lr: The learning rate.
         weight_decay: The decay of the parameters that have one.
-        ssm_lr: The most that the state-space parameters are trained at.
+        ssm_lr: The largest learning rate of the state-space parameters.
 
     Returns:
         Groups for the first argument of any optimiser in `torch.optim`.

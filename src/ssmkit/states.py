@@ -1,9 +1,9 @@
 r"""States as values: select rows, repeat, concatenate, replace, detach and move them.
 
-A state says where a stream has got to. It is a small tree: tuples of tensors with the batch axes in front, and phases,
-such as the number of samples of a frame that a multi-rate layer has read. A phase is an integer where all rows of the
-batch agree, and an integer tensor with batch axes where they differ. These functions work on the first batch axis of
-any layer's state, so the state must have been made with at least one, as in ``layer.initial_state(8)``.
+A state is the memory of a stream. It is a small tree: tuples of tensors with the batch axes in front, and phases, such
+as the number of samples of a frame that a multi-rate layer has read. A phase is an integer if all rows of the batch
+have the same, and an integer tensor with batch axes if they differ. These functions work on the first batch axis of any
+layer's state, so the state needs at least one, as in ``layer.initial_state(8)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import _checks
 __all__ = ["State", "concatenate", "detach", "move", "repeat", "select", "where"]
 
 State: TypeAlias = Tensor | int | tuple["State", ...]
-"""A tensor, a phase (an integer, or an integer tensor where rows differ), or a tuple of states."""
+"""A tensor, a phase (an integer, or an integer tensor if rows differ), or a tuple of states."""
 
 
 def _map(f: Callable[[Tensor], Tensor], state: State) -> State:
@@ -48,20 +48,20 @@ def select(state: State, index: int | slice | Sequence[int] | Tensor) -> State:
         torch.Size([3, 4, 64])
     """
     if isinstance(index, bool):
-        # To torch a boolean is a mask without axes: it would add one.
+        # torch treats a boolean as a mask without axes, which would add an axis.
         raise TypeError(f"select: `index` must be an integer, a slice, a list or a tensor, got {index!r} (bool).")
     return _map(lambda x: x[index if isinstance(index, (int, slice, Tensor)) else list(index)], state)
 
 
 def repeat(state: State, times: int) -> State:
-    """Repeats every row of a batch of states, as when several continuations start from one prompt.
+    """Repeats every row of a batch of states, for example for several continuations of one prompt.
 
     Arguments:
         state: A state with at least one batch axis.
-        times: How often; the copies of a row stand side by side.
+        times: How often; the copies of a row are neighbours.
 
     Returns:
-        The state of a batch `times` as large.
+        The state of a batch that is `times` as large.
 
     Raises:
         ValueError: If `times` is less than 1.
@@ -87,7 +87,7 @@ def concatenate(states: Sequence[State]) -> State:
 
     Raises:
         ValueError: If there are none, if they are of different layers, or if phases differ in states without tensors,
-            which do not tell their number of rows.
+            whose number of rows is not known.
 
     Example:
         >>> layer = ssmkit.S4D(4)
@@ -112,7 +112,7 @@ def _tensors(state: State) -> Iterator[Tensor]:
 
 
 def _join(states: Sequence[State], like: Sequence[Tensor | None]) -> State:
-    """Joins parts of states; `like` holds a tensor of each whole state, which tells its number of rows."""
+    """Joins parts of states; `like` holds a tensor of each whole state, for its number of rows."""
     first = states[0]
     if isinstance(first, tuple) and all(isinstance(s, tuple) and len(s) == len(first) for s in states):
         return tuple(_join(children, like) for children in zip(*cast(Sequence[tuple[State, ...]], states), strict=True))
@@ -129,7 +129,7 @@ def _join(states: Sequence[State], like: Sequence[Tensor | None]) -> State:
 
 
 def _spread(phase: int | Tensor, rows: Tensor | None) -> Tensor:
-    """A phase as a tensor with the first axis of another tensor of the state."""
+    """A phase as a tensor, with one entry for each row of another tensor of the state."""
     if isinstance(phase, Tensor):
         return phase
     if rows is None:
@@ -140,17 +140,17 @@ def _spread(phase: int | Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _with_axes(x: Tensor, ndim: int) -> Tensor:
-    """A tensor with axes of size 1 at its end, so that it has at least `ndim` axes."""
+    """Appends axes of size 1 to a tensor, so that it has at least `ndim` axes."""
     return x.reshape((*x.shape, *(1,) * (ndim - x.ndim)))
 
 
 def where(condition: Tensor, state: State, other: State) -> State:
-    """Takes each row from one of two states, as when single streams of a batch start anew.
+    """Takes each row from one of two states, for example to restart single streams of a batch.
 
     Arguments:
         condition: A boolean tensor with the batch's shape, or its first axes.
-        state: Where rows come from whose condition is true.
-        other: Where the other rows come from.
+        state: The state of rows whose condition is true.
+        other: The state of the other rows.
 
     Returns:
         The state of the batch. A phase in which the two states differ becomes an integer tensor.
@@ -174,7 +174,7 @@ def where(condition: Tensor, state: State, other: State) -> State:
     if isinstance(a, tuple) or isinstance(b, tuple) or a.is_floating_point() != b.is_floating_point():
         raise ValueError("where: the states must be of one layer, got trees that differ.")
     if not a.is_floating_point():
-        # Phases: numbers take the axes of the condition, and tensors may have fewer axes than it.
+        # Phases: integers get the axes of the condition, and tensors may have fewer axes than it.
         ndim = max(a.ndim, b.ndim, condition.ndim)
         return torch.where(_with_axes(condition, ndim), *(_with_axes(x, ndim) if x.ndim else x for x in (a, b)))
     if a.shape != b.shape or a.shape[: condition.ndim] != condition.shape:
@@ -186,13 +186,13 @@ def where(condition: Tensor, state: State, other: State) -> State:
 
 
 def detach(state: State) -> State:
-    """Cuts a state off from the graph that made it, for truncated backpropagation.
+    """Detaches a state from its graph, for truncated backpropagation.
 
     Arguments:
         state: A state.
 
     Returns:
-        The same values, without history.
+        The same values, without a graph.
 
     Example:
         >>> layer = ssmkit.S4D(4)

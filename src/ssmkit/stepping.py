@@ -29,18 +29,19 @@ _numbers = itertools.count()
 def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     r"""Compiles a model's :meth:`~ssmkit.SequenceLayer.step`, for loops without gradients.
 
-    The system is closed over as a constant. The layers between two changes of the rate are compiled as one; the phases
-    of :class:`ssmkit.MultiRate`, which are Python integers, stay outside, so that nothing is compiled again once every
-    tier has run, which is after one frame of the slowest. The first steps compile, for some seconds in each tier, and
-    so do those of a batch of another size. Where rows have phases of their own, each tier runs at every sample.
+    The system becomes a constant of the compiled code. The layers between two changes of the rate are compiled as one
+    part; the phases of :class:`ssmkit.MultiRate`, which are Python integers, stay outside, so that nothing is compiled
+    again once every part has run, which is after one frame of the slowest. The first steps compile, for some seconds
+    per part, and so do the first steps with another batch size. If rows have different phases, each part runs at every
+    sample.
 
-    It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, but it takes only the
-    kinds of layers in its table.
+    It works for every model, on any device. On a CPU :class:`ssmkit.streaming.Engine` is faster, but it accepts fewer
+    kinds of layers.
 
-    Where there is no compiler for the device (a C++ compiler for a CPU), it warns and returns the model's own step.
+    Without a compiler for the device (a C++ compiler for a CPU), it warns and returns the model's own step.
 
     Arguments:
-        model: A causal model, as it is now: changes of its weights need a new system, and so a new call.
+        model: A causal model. After a change of its weights, call this function again.
         system: What the model's `system()` returned; by default it is made here.
 
     Returns:
@@ -71,7 +72,7 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
 
 
 def _prepare(system: System) -> None:
-    """Makes what steps need of every system in a tree: while compiling nothing is kept, and each step would make it."""
+    """Prepares every system of a tree: while compiling, systems keep no parts, so each step would make them again."""
     for child in system if isinstance(system, tuple) else ():
         _prepare(child)
     if isinstance(system, systems.System):
@@ -92,7 +93,7 @@ def _compiled(layer: SequenceLayer, system: System) -> Step:
     def segment(u: Tensor, state: State) -> tuple[Tensor, State]:
         return layer.step(u, state, system)
 
-    # torch.compile counts what it compiles for one code object, and stops after a few.
+    # torch.compile limits how often it compiles one code object, so every segment gets a code object of its own.
     code = segment.__code__.replace(co_name=f"segment_{next(_numbers)}")
     own = types.FunctionType(code, segment.__globals__, closure=segment.__closure__)
     return cast(Step, torch.compile(own, dynamic=False))
@@ -112,7 +113,7 @@ def _plan(layer: SequenceLayer, system: System) -> Step:
         return _plan_chain(layer, system)
     if isinstance(layer, Branches):
         return _plan_branches(layer, system)
-    # A layer of the user's own with a MultiRate inside: where the phases stand in its state is not known.
+    # A layer of the user's own with a MultiRate inside: the place of the phases in its state is not known.
     return functools.partial(layer.step, system=system)
 
 
@@ -121,7 +122,7 @@ def _plan_multi_rate(layer: MultiRate, system: System) -> Step:
 
     def step(u: Tensor, state: State) -> tuple[Tensor, State]:
         y, new = layer.step_by(inside, u, state)
-        # The strides of a sample depend on how its frame was made, and other strides would compile the rest again.
+        # The strides of a sample depend on the layout of its frame; other strides would compile the rest again.
         return y.contiguous(), new
 
     return step
@@ -137,7 +138,7 @@ def _plan_chain(chain: Chain, system: System) -> Step:
             groups.append((_compiled(Sequential(*children), system[part]), part))
         else:
             for at, child in enumerate(children, place):
-                groups.append((_alone(_plan(child, system[at])), slice(at, at + 1)))
+                groups.append((_in_tuple(_plan(child, system[at])), slice(at, at + 1)))
         place += len(children)
 
     def step(u: Tensor, state: Any) -> tuple[Tensor, State]:
@@ -161,8 +162,8 @@ def _plan_branches(layer: Branches, system: System) -> Step:
     return step
 
 
-def _alone(step: Step) -> Step:
-    """Makes a step that takes and gives a tuple with one state of one that takes and gives that state."""
+def _in_tuple(step: Step) -> Step:
+    """Wraps the state of a step in a tuple of one."""
 
     def tupled(u: Tensor, state: Any) -> tuple[Tensor, State]:
         y, new = step(u, state[0])

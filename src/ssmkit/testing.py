@@ -1,4 +1,4 @@
-r"""The contract of sequence layers as functions that a test can call."""
+r"""Functions by which tests check the contract of sequence layers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     r"""The error by which modes are compared, :math:`\max |\hat y - y| / \max |y|`.
 
     Arguments:
-        actual: What is judged.
-        expected: What it is held against, of the same shape.
+        actual: The values to check.
+        expected: The values to compare with, of the same shape.
 
     Returns:
         The error; 0 if both are empty, the absolute error if `expected` is zero.
@@ -45,7 +45,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
-    """Random input that a layer takes: class indices if it begins with an embedding, else normal numbers.
+    """Random input for a layer: class indices if it begins with an embedding, else normal numbers.
 
     Arguments:
         layer: A sequence layer.
@@ -55,7 +55,7 @@ def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
         The input, in the dtype and on the device of the layer's first parameter.
 
     Raises:
-        ValueError: If the layer does not tell its input width.
+        ValueError: If the input width of the layer is not known.
 
     Example:
         >>> example_input(ssmkit.Sequential(torch.nn.Embedding(256, 8), ssmkit.S4D(8)), 2, 5).shape
@@ -67,8 +67,8 @@ def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
         children = list(first.children())
         if not children:
             raise ValueError(
-                f"example_input: {type(layer).__name__} does not tell its input width; set its `d_input`, or hand an "
-                "input over as `u`."
+                f"example_input: the input width of {type(layer).__name__} is not known; set its `d_input`, or pass an "
+                "input as `u`."
             )
         first = children[0]
     if isinstance(first, nn.Embedding):
@@ -85,16 +85,17 @@ def assert_modes_agree(
     splits: Iterable[int] | None = None,
     rtol: float | None = None,
 ) -> None:
-    r"""Asserts that a layer keeps the contract: its three modes are one model.
+    r"""Asserts that a layer keeps the contract: its three modes compute the same.
 
     In eval mode, with errors measured as :math:`\max |\Delta| / \max |y|`:
 
-    - `forward` = `scan` from rest = a `step` per sample, with the system given and without;
-    - `scan` of two parts = `scan` of the whole, and steps go on where a scan ended, for every split;
-    - `scan` of nothing returns the state it was given;
+    - `forward` = `scan` from rest = a `step` per sample, with and without a given system;
+    - `scan` of two parts = `scan` of the whole, and steps continue after a scan, for every split;
+    - `scan` of an empty chunk returns the given state;
     - the output at :math:`k` does not depend on the input after :math:`k`;
-    - no mode changes the `state_dict`, or a state it was given;
-    - a system gives what it gave, to the bit, after the parameters of its :class:`ssmkit.StateSpaceLayer` have changed.
+    - no mode changes the `state_dict` or the given state;
+    - a system gives the same output, to the bit, after the parameters of its :class:`ssmkit.StateSpaceLayer` have
+      changed.
 
     Arguments:
         layer: A :class:`ssmkit.SequenceLayer`, of this library or of your own.
@@ -131,9 +132,9 @@ def assert_modes_agree(
 class _Laws:
     def __init__(self, layer: SequenceLayer, u: Tensor, rtol: float | None) -> None:
         self.layer, self.u = layer, u
-        # Before anything runs: a layer may write to itself at its first call alone.
+        # Before anything runs, since a layer may write to itself at its first call only.
         self.before = {name: value.clone() for name, value in layer.state_dict().items()}
-        # Class indices have no feature axis: what is in front of time is the batch all the same.
+        # Class indices have no feature axis.
         self.time = u.ndim - (2 if u.is_floating_point() else 1)
         self.L = u.shape[self.time]
         self.batch = u.shape[: self.time]
@@ -189,7 +190,7 @@ class _Laws:
         self.owned()
 
     def owned(self) -> None:
-        """Changes the parameters that systems are made of in place, and puts them back."""
+        """Changes the parameters in place, checks that the system does not change, and restores the parameters."""
         layers = [module for module in self.layer.modules() if isinstance(module, StateSpaceLayer)]
         parameters = {p for layer in layers for p in layer.parameters(recurse=False)}
         values = [(p, p.clone()) for p in parameters]
@@ -197,7 +198,7 @@ class _Laws:
         try:
             for parameter, value in values:
                 parameter.copy_(value + 0.1)
-            # What the system keeps may hide what it shares with the layer: a copy makes its parts anew.
+            # Parts that a system keeps may hide that it shares memory with the layer; a copy makes its parts again.
             for system in (self.system, copy.deepcopy(self.system)):
                 if any(not torch.equal(a, b) for a, b in zip(self.outputs(system), before, strict=True)):
                     raise AssertionError(
