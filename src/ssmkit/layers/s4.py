@@ -126,8 +126,8 @@ class S4(FeaturewiseLayer):
         )
         if discretization != "bilinear":
             raise ValueError(
-                f"S4: `discretization` must be 'bilinear', got {discretization!r}: S4's closed form is that rule's. "
-                "S4D has 'zoh' too."
+                f"S4: `discretization` must be 'bilinear', the rule that keeps the matrix diagonal plus low rank, got "
+                f"{discretization!r}; S4D also has 'zoh'."
             )
         if rank == 0:
             raise ValueError(f"S4: `rank` must be at least 1, got {rank}; a layer of rank 0 is S4D.")

@@ -93,7 +93,7 @@ class Engine:
             self._target, self._packing = lower(program, model, system, self._source)
         if model.d_input is None and program.classes is None:
             raise ValueError(
-                "Engine: the input width of `model` is not known; begin with a layer or module that tells it."
+                "Engine: the input width of `model` is not known; begin with a layer or module of known width."
             )
         self.table, self.weights, self.poles = program.table(), program.weights(), program.poles()
         self._size, self._states, self._counters = program.size, program.states, program.counters
@@ -315,7 +315,9 @@ class Stream:
         engine = self.engine
         width, streams = engine.d_output, prod(self.batch_shape)
         if engine._classes is None or engine._classes < width:
-            raise ValueError("Stream.generate: the model must begin with an Embedding of as many classes as it gives.")
+            raise ValueError(
+                "Stream.generate: the model must begin with an Embedding of at least as many classes as its output has."
+            )
         if logits.shape != (*self.batch_shape, width) or uniform.shape[:-1] != self.batch_shape or not uniform.ndim:
             raise ValueError(
                 f"Stream.generate: `logits` must have shape {(*self.batch_shape, width)} and `uniform` "
