@@ -1,8 +1,8 @@
 # Two commands for a fresh machine; each makes its own environment in .venv.
-#   make demo    trains a SaShiMi on five minutes of piano and lets it play (five to seven minutes)
+#   make demo    trains a SaShiMi on five minutes of piano and generates audio (five to seven minutes)
 #   make test    lint, types, documentation, examples in docstrings, every law of the library, and how much they cover
-# And for whoever changes the library:
-#   make mutants changes the library in many places, one at a time, and says which changes no test notices (hours)
+# For developers:
+#   make mutants changes the library in many places, one at a time, and prints the changes that no test notices (hours)
 
 PYTHON ?= python3
 VENV := .venv

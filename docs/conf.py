@@ -91,7 +91,7 @@ from ssmkit.testing import *
 torch.manual_seed(0)
 """
 
-# What the annotations in the source are called on this site.
+# The entries on this site for the annotations in the source.
 _NAMES = {
     "Any": "typing.Any",
     "Callable": "collections.abc.Callable",
@@ -122,7 +122,7 @@ for _module in (ssmkit, ssmkit.hippo, ssmkit.initializers, ssmkit.systems):
 def source_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Signatures with their annotations as the source has them: evaluated, aliases such as State fill several lines."""
+    """Signatures with the annotations of the source: evaluated, aliases such as State would fill several lines."""
     if what not in ("class", "function", "method") or signature is None:
         return None
     sig = inspect.signature(obj)
@@ -130,7 +130,7 @@ def source_signature(
         sig = sig.replace(parameters=list(sig.parameters.values())[1:])
     if what == "class":
         sig = sig.replace(return_annotation=inspect.Signature.empty)
-        if "kwargs" in sig.parameters:  # nothing in ssmkit takes any: the class leaves __init__ to torch
+        if "kwargs" in sig.parameters:  # nothing in ssmkit takes them: the class inherits __init__ from torch
             return "", None
     arguments, _, result = stringify_signature(sig).partition(" -> ")
     return arguments, result or None
@@ -142,7 +142,7 @@ def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, c
     if node.get("refdomain") != "py" or target is None:
         return None
     node["reftarget"], node["reftype"] = target, "obj"
-    # What is not of this site is left, under its full name, to intersphinx.
+    # intersphinx resolves the full names that are not of this site.
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
