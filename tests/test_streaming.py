@@ -246,6 +246,17 @@ def test_slow_poles_are_as_good_as_in_float64(init):
     assert relative_error(y, exact) < 3 * relative_error(by_step, exact)
 
 
+def test_the_exponential_of_float64():
+    """Over the whole range, at its ends, and with NaN; near zero, where poles are close to 1, to a rounding or two."""
+    x = np.concatenate([np.linspace(-699, 699, 20_001), [0.0, -700.0, 700.0]])
+    small = np.linspace(-2, 2, 20_001)
+    error, small_error = (np.abs([functions.exp_float64(v) for v in xs] / np.exp(xs) - 1).max() for xs in (x, small))
+    assert error < 2e-13
+    assert small_error < 2e-15
+    assert functions.exp_float64(-1e6) == functions.exp_float64(-700.0) > 0
+    assert np.isnan(functions.exp_float64(float("nan")))
+
+
 def test_silence_after_sound_is_not_slow():
     """States that die out end at zero, long before they are denormal numbers."""
     layer = S4D(2, 8, init="real", dt_min=0.01, dt_max=0.1)

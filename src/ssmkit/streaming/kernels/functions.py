@@ -50,7 +50,7 @@ _LN2_LOW_64 = 1.90821492927058770002e-10
 
 @compiled
 def exp_float64(x: Any) -> Any:
-    """e^x for float64 numbers up to 700, to 4e-16; a number below -700 counts as -700."""
+    """e^x for float64 numbers up to 700, with an error of |x| roundings; a number below -700 counts as -700."""
     x = min(max(x, -700.0), 700.0)
     k = math.floor(x * _LOG2_E_64 + 0.5)
     f = (x - k * _LN2_HIGH_64) - k * _LN2_LOW_64
