@@ -108,20 +108,20 @@ class StepEngine:
     @torch.inference_mode()
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
         """See :class:`SamplingEngine`."""
-        classes, said = [], []
+        classes, predictions = [], []
         onednn: Any = torch.backends.mkldnn
         before = onednn.enabled
         # For one small vector at a time, oneDNN's GELU takes eight times as long as torch's own.
         onednn.enabled = False
         try:
             for column in uniform.unbind(1):
-                said.append(logits)
+                predictions.append(logits)
                 classes.append(sampling.draw(logits, column))
                 logits, state = self.step(classes[-1], state)
         finally:
             onednn.enabled = before
         drawn = torch.stack(classes, 1)
-        nats = F.cross_entropy(torch.stack(said, 2), drawn, reduction="none")
+        nats = F.cross_entropy(torch.stack(predictions, 2), drawn, reduction="none")
         return Block(drawn, nats / math.log(2), logits, state)
 
 
