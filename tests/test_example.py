@@ -476,7 +476,7 @@ def test_a_run_goes_on_with_another_schedule_that_agrees_so_far(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         training.train(found, run, every=2, report=stop)
     message = (
-        r"run has 10 steps behind it, by the schedule constant, and tail differs from it after step 7; "
+        r"run has made 10 steps with the schedule constant, and tail differs from it after step 7; "
         r"give --schedule constant, more --steps, or another --out"
     )
     with pytest.raises(Problem, match=message):

@@ -121,7 +121,7 @@ def test_a_finished_run_is_not_trained_again_and_more_steps_go_on(trained, call,
     same = ["train", "--config", "run/config.json", "--out", "run"]
     status, out, _ = call(*same)
     assert status == 0
-    assert "going on after step 4 of 4" in out
+    assert "continuing after step 4 of 4" in out
     assert (tmp_path / "run/log.jsonl").read_text() == before
     assert call(*same, "--steps", "6")[0] == 0
     assert [line["step"] for line in storage.Run(tmp_path / "run").history()] == [1, 2, 3, 4, 5, 6]
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, trained, ema):
     done = run(*arguments, "--out", "killed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "killed") == names(tmp_path / "whole")
-    assert "going on after step" in done.stdout
+    assert "continuing after step" in done.stdout
     losses = [[line["bits"] for line in storage.Run(tmp_path / name).history()] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 60
