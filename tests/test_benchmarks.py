@@ -31,7 +31,7 @@ def test_ratios_are_taken_round_by_round():
     assert Times([2.0, 9.0, 4.0]).median == 4.0
 
 
-def test_peak_memory_sees_what_is_freed_again():
+def test_peak_memory_includes_freed_memory():
     def run():
         return float(torch.ones(1 << 25).sum())
 
@@ -63,7 +63,7 @@ def test_errors_are_measured(tmp_path):
     assert "every bound holds" in done.stdout
 
 
-def test_a_peer_that_cannot_be_loaded_gets_a_sentence(tmp_path):
+def test_a_peer_that_cannot_be_loaded_gives_an_error_of_one_sentence(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "--lengths", "64", "--states", "16", "--peer", "."]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 1
@@ -96,7 +96,7 @@ def test_streams_are_measured_into_another_folder(tmp_path, monkeypatch):
 
 
 def test_layers_are_measured_without_the_packages_of_others(tmp_path):
-    """Each that is not installed is named, and left out."""
+    """Packages that are not installed are named, and left out."""
     (tmp_path / "s5.py").write_text("raise ModuleNotFoundError('away', name='s5')\n")
     command = [sys.executable, str(BENCHMARKS / "layers.py"), "--scale", "0.005", "--rounds", "1", "--only", "S5"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
