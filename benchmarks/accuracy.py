@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py
     python benchmarks/accuracy.py --peer path/to/state-spaces-s4
 
-A line per initialisation and state size: the largest error, max|Δ| / max|K|, over the step sizes. The reference's own
-error, where a checkout is given, is that of its float32 kernel against its own code in float64.
+A line per initialisation and state size: the largest error, max|Δ| / max|K|, over the step sizes. If a checkout is
+given, also the reference's own error, that of its float32 kernel against its own code in float64.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def ours(kind: type[S4] | type[S4D], init: str, N: int, L: int) -> float:
 
 @torch.no_grad()
 def theirs(checkout: Path, mode: str, init: str, N: int, L: int) -> float:
-    """The reference's, likewise."""
+    """The same for the reference."""
     import peer
 
     s4 = peer.load(checkout, "models.s4.s4")
@@ -64,7 +64,7 @@ def theirs(checkout: Path, mode: str, init: str, N: int, L: int) -> float:
 
 
 def main(config: Config) -> int:
-    """Prints the table; 1 if a bound is broken."""
+    """Prints the table; returns 1 if an error is above its bound."""
     print(f"{'layer':<6}{'init':<6}{'N':>5}{'L':>9}{'ssmkit':>10}{'bound':>9}{'reference':>11}")
     broken = 0
     for kind, mode in ((S4, "dplr"), (S4D, "diag")):

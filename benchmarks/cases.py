@@ -1,4 +1,4 @@
-"""What is measured: each case is a shape and a pass, each contender a function that runs it."""
+"""The cases and the contenders: a case is a shape and a pass, a contender a function that runs it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """How the table calls it."""
+        """Its name in the table."""
         return f"{self.what}, {self.kind}, {'forward + backward' if self.backward else 'forward'}"
 
 
@@ -115,7 +115,7 @@ def ours(case: Case, device: torch.device) -> Run:
 
 
 def reference(case: Case, device: torch.device, checkout: Path) -> Run:
-    """state-spaces/s4, its pure torch code, doing the same work: no activation, no output map."""
+    """state-spaces/s4, its pure torch code, with the same work: no activation, no output map."""
     import peer
 
     mode = "dplr" if case.kind == "dplr" else "diag"
@@ -141,7 +141,7 @@ def reference(case: Case, device: torch.device, checkout: Path) -> Run:
 
 
 class _Headed(nn.Module):
-    """The reference's backbone with the embedding and the head that ours has."""
+    """The reference's backbone with the same embedding and head as ours."""
 
     def __init__(self, backbone: Any, d_model: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class _Headed(nn.Module):
 
 
 def _generation(case: Case, network: _Headed, device: torch.device) -> Run:
-    """As many samples of the reference as the case is long, by its dense step, which is the one that agrees."""
+    """`case.L` samples of the reference by its dense step, the one that agrees with its convolution."""
     with torch.no_grad():
         network.backbone(torch.randn(1, 2048, case.H, device=device))
         network.backbone.setup_rnn(mode="dense")
@@ -213,12 +213,12 @@ SHAPES = [
 
 
 def contenders(case: Case, device: torch.device, checkout: Path | None) -> dict[str, Callable[[], Run]]:
-    """Who takes part in a case, each by a function that sets it up."""
+    """The contenders of a case, each as a function that sets it up."""
     found: dict[str, Callable[[], Run]] = {"ssmkit": lambda: ours(case, device)}
     if case.what in ("layer", "scan"):
         found["bare FFT"] = lambda: bare(case, device)
     if case.what == "recurrence":
-        # Sample by sample as autograd sees it takes minutes: the pass with gradients is held against the one without.
+        # Gradients through a loop over samples take minutes: the pass with gradients is compared with the one without.
         forward = Case(case.what, case.kind, False, case.B, case.L, case.H, case.N)
         if case.backward:
             found["forward"] = lambda: ours(forward, device)
@@ -232,7 +232,7 @@ def contenders(case: Case, device: torch.device, checkout: Path | None) -> dict[
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine and the versions."""
     import platform
 
     cpu = next(

@@ -4,7 +4,7 @@
     python benchmarks/drift.py --samples 1000000 --out docs/_static/drift-cpu.csv
 
 A line per layer, initialisation and range of dt: max|Δ| / max|x| over the state of a layer of two features after all
-samples of normal noise, the largest over the seeds. The exact state is that of `scan` in float64, chunk by chunk, of
+samples of normal noise, the largest over the seeds. The exact state is that of `scan` in float64, chunk by chunk, with
 the same float32 parameters.
 """
 
@@ -29,7 +29,7 @@ INITS: dict[type[S4] | type[S4D], tuple[tuple[str, ...], ...]] = {
     S4: (("legs", "lagt", "fout"), ("legt",)),
     S4D: (("legs", "legt", "lagt", "fout", "lin", "inv", "quad", "real"),),
 }
-"""The names of the initialisations; those of one group have a low-rank part of one rank."""
+"""The names of the initialisations; those of one group have low-rank parts of the same rank."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Config:
     """Where to write the table as CSV."""
 
 
-def _together(kind: type[S4] | type[S4D], cases: list[tuple[str, float, float]], seeds: int) -> S4 | S4D:
-    """One layer that holds the features of all cases and seeds side by side, case outside and seed inside."""
+def _joined_layer(kind: type[S4] | type[S4D], cases: list[tuple[str, float, float]], seeds: int) -> S4 | S4D:
+    """One layer with the features of all cases and seeds, ordered (case, seed)."""
     layers = []
     for init, low, high in cases:
         for seed in range(seeds):
@@ -64,7 +64,7 @@ def _together(kind: type[S4] | type[S4D], cases: list[tuple[str, float, float]],
 def errors(kind: type[S4] | type[S4D], inits: tuple[str, ...], config: Config) -> list[list[str | float]]:
     """Rows of the table: layer, initialisation, dt, error of `step`, error of the program."""
     cases = [(init, *dt) for init in inits for dt in STEPS]
-    layer = _together(kind, cases, config.seeds)
+    layer = _joined_layer(kind, cases, config.seeds)
     system, exact = layer.system(), copy.deepcopy(layer).double()
     exact_system = exact.system()
     stream, state, double = Engine(layer).start(), layer.initial_state(), exact.initial_state()
@@ -96,7 +96,7 @@ def errors(kind: type[S4] | type[S4D], inits: tuple[str, ...], config: Config) -
 
 
 def main(config: Config) -> int:
-    """Prints the table; 1 if a bound is broken."""
+    """Prints the table; returns 1 if an error is above its bound."""
     torch.set_num_threads(1)
     rows = [row for kind, groups in INITS.items() for inits in groups for row in errors(kind, inits, config)]
     header = ["layer", "init", "dt", "step", "program"]

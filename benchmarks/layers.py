@@ -1,12 +1,12 @@
-"""Measures S5, Mamba and Mamba-2 beside the packages that others use, where these are installed.
+"""Compares S5, Mamba and Mamba-2 with other packages, if these are installed.
 
     pip install mambapy==1.2.0 s5-pytorch==0.2.1 transformers==5.23.0
     python benchmarks/layers.py
 
 Forward and backward passes of one layer in float32 on one thread, with gradients to the input and to all weights; and
-single steps of a whole network, by the engine and by the cached step of transformers. The contenders of a case are
-timed turn by turn in one process. Peak memory is that of one run in a process of its own, above what was in use before
-the run. Results go to `benchmarks/results/` as JSON and into a table of the documentation.
+single steps of a whole network, by the engine and by the cached step of transformers. The contenders of a case run
+interleaved in one process. Peak memory is that of one run in its own process, above what was in use before the run.
+Results go to `benchmarks/results/` as JSON and into a table of the documentation.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from torch import nn
 
 import cases
 import ssmkit
-from measure import Run, peak_memory, turn_by_turn
+from measure import Run, peak_memory, time_interleaved
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure layers beside those of others."""
+    """Compare layers with those of other packages."""
 
     rounds: int = 3
-    """Counted turns of every contender."""
+    """Measured rounds of every contender."""
     only: str = ""
-    """Cases whose name holds this."""
+    """Only cases whose name contains this."""
     scale: float = 1.0
-    """Factor of the lengths, to try the command out."""
+    """Factor of the lengths, for a quick test of the command."""
     out: Path = Path(__file__).parent / "results"
-    """Where the JSON goes; the table goes into the documentation if this is left as it is."""
+    """Folder for the JSON; with the default, the table in the documentation is written too."""
     peak_of: tuple[str, str] | None = None
-    """Internal: a case and a contender whose peak memory this process is to print."""
+    """Internal: a case and a contender whose peak memory this process prints."""
 
 
 Contenders = dict[str, Callable[[], Run]]
@@ -175,7 +175,7 @@ def measure(config: Config, case: str) -> list[dict[str, Any]]:
             runs[name] = make()
         except ModuleNotFoundError as error:
             print(f"{case}: {name} is left out, since the package {error.name} is not installed.")
-    times = turn_by_turn(runs, config.rounds, CPU)
+    times = time_interleaved(runs, config.rounds, CPU)
     rows = []
     for name, taken in times.items():
         row = {

@@ -1,4 +1,4 @@
-"""Timing several contenders turn by turn, and the peak memory of one."""
+"""Interleaved timing of several contenders, and the peak memory of one."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every counted run of one contender, in the order in which they were taken."""
+    """Seconds of every measured run of one contender, in the order of the rounds."""
 
     seconds: list[float]
 
     @property
     def median(self) -> float:
-        """The middle run."""
+        """The median."""
         return statistics.median(self.seconds)
 
     def ratio(self, other: Times) -> tuple[float, float, float]:
-        """Least, middle and greatest of the ratios to another contender, turn by turn."""
+        """Smallest, median and largest of the ratios to another contender in the same round."""
         ratios = sorted(a / b for a, b in zip(self.seconds, other.seconds, strict=False))
         return ratios[0], statistics.median(ratios), ratios[-1]
 
 
 SLOW = 10.0
-"""Seconds from which a contender counts as slow."""
+"""From this many seconds on, a contender counts as slow."""
 SETTLE = 3.0
-"""Seconds of uncounted runs after a slow contender, until the machine has taken back what it held."""
+"""Seconds of warm-up after a slow contender, in which the system frees its memory."""
 
 
-def turn_by_turn(contenders: dict[str, Run], rounds: int, device: torch.device) -> dict[str, Times]:
-    """Times every contender once per round, so that all of them see the machine's good and bad minutes alike.
+def time_interleaved(contenders: dict[str, Run], rounds: int, device: torch.device) -> dict[str, Times]:
+    """Times every contender once per round, so that other load on the machine affects all of them alike.
 
-    A first round is not counted, and before each counted run the contender runs uncounted, so that it does not pay for
-    what the one before it left behind (gigabytes of pages to be handed back, a cold cache): once, or for some seconds
-    after a slow contender. A slow contender itself is spared that, and is counted in three rounds at most.
+    The first round does not count. Before each measured run the contender has a warm-up, so that it is not slowed by
+    the contender before it (gigabytes of pages to be freed, a cold cache): one run, or some seconds after a slow
+    contender. A slow contender itself has no warm-up, and at most three measured rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     last = dict.fromkeys(contenders, 0.0)
@@ -74,7 +74,7 @@ def _finish(device: torch.device) -> None:
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
-    """Bytes at the peak above those before the run; on a CPU of the whole process, which must be a fresh one."""
+    """Peak bytes above those in use before the run; on a CPU those of the process, which must be a fresh one."""
     gc.collect()
     if device.type == "cuda":
         _finish(device)

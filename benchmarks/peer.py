@@ -1,4 +1,4 @@
-"""The reference implementation, from a checkout of state-spaces/s4 that the user has."""
+"""The reference implementation, from the user's checkout of state-spaces/s4."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 def load(checkout: Path, module: str) -> Any:
     """Imports a module of the checkout, without its optional extensions.
 
-    It wants pytorch_lightning for one decorator, and would pick a GPU library wherever that can be imported; both are
-    kept away from it, so that its pure torch code runs.
+    It imports pytorch_lightning for one decorator, and uses a GPU library if that is installed; both are replaced, so
+    that its pure torch code runs.
     """
     if not (checkout / "models" / "s4" / "s4.py").is_file():
         sys.exit(f"{checkout} holds no models/s4/s4.py; give a checkout of state-spaces/s4.")

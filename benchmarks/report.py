@@ -1,4 +1,4 @@
-"""Tables and pictures of results."""
+"""Tables and figures of results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def _growth(rows: list[dict[str, Any]], first: int = 1 << 12, last: int = 1 << 20) -> list[list[str]]:
-    """By how much time and memory grow from one length to another, beside the bare FFT's time."""
+    """The growth of time and memory from one length to another, and that of the bare FFT's time."""
     at = {(r["name"], r["contender"], r["L"]): r for r in rows}
     found = []
     for name in dict.fromkeys(r["name"] for r in rows):
@@ -51,7 +51,7 @@ def _growth(rows: list[dict[str, Any]], first: int = 1 << 12, last: int = 1 << 2
 
 
 def write(results: dict[str, Any], stem: Path) -> None:
-    """Writes the tables as CSV and the picture of cost against length as SVG, for the documentation."""
+    """Writes the tables as CSV and the figure of cost against length as SVG, for the documentation."""
     columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
     for part in ("headline", "shapes"):
         if not results[part]:

@@ -1,10 +1,10 @@
-"""Measures ssmkit beside the bare FFT convolution, and beside the reference where a checkout of it is given.
+"""Compares ssmkit with the bare FFT convolution, and with the reference if a checkout of it is given.
 
     python benchmarks/run.py
     python benchmarks/run.py --peer path/to/state-spaces-s4
 
-All contenders of a line are timed turn by turn in one process; peak memory is that of a fresh process each. Results go
-to `benchmarks/results/` as JSON, and into the tables and pictures of the documentation.
+The contenders of a line run interleaved in one process; peak memory is measured in a fresh process for each. Results go
+to `benchmarks/results/` as JSON, and into the tables and figures of the documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tyro
 
 import cases
 import report
-from measure import peak_memory, turn_by_turn
+from measure import peak_memory, time_interleaved
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class Config:
     """Measure ssmkit."""
 
     peer: Path | None = None
-    """A checkout of state-spaces/s4, to be measured in the same run."""
+    """A checkout of state-spaces/s4 to compare with."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to run."""
     rounds: int = 5
-    """Counted turns of every contender."""
+    """Measured rounds of every contender."""
     only: str = ""
-    """Cases whose name holds this."""
+    """Only cases whose name contains this."""
     full: bool = True
-    """Measure other shapes, and the cost against the length, too."""
+    """Also measure other shapes, and the cost against the length."""
     out: Path = Path(__file__).parent / "results"
-    """Where the JSON goes."""
+    """Folder for the JSON."""
     peak_of: tuple[str, int, str] | None = None
-    """Internal: a list, the place of a case in it and a contender whose peak memory this process is to print."""
+    """Internal: a list, the index of a case in it and a contender whose peak memory this process prints."""
 
 
 def _peak(config: Config, which: str, index: int, name: str) -> int | None:
-    """Peak bytes of a contender, run once in a process of its own; None if it dies."""
+    """Peak bytes of a contender, run once in its own process; None if that fails."""
     command = [sys.executable, __file__, "--device", config.device, "--peak-of", which, str(index), name]
     if config.peer:
         command += ["--peer", str(config.peer)]
@@ -62,10 +62,10 @@ def measure(config: Config, which: str) -> list[dict[str, Any]]:
         if config.only not in case.name:
             continue
         torch.manual_seed(0)
-        # The reference takes part in the published comparison only: elsewhere it would take hours.
+        # The reference runs only in the published comparison: in the other cases it would take hours.
         peer = config.peer if which == "HEADLINE" else None
         made = {name: make() for name, make in cases.contenders(case, device, peer).items()}
-        times = turn_by_turn(made, config.rounds, device)
+        times = time_interleaved(made, config.rounds, device)
         del made
         memory = (
             {name: _peak(config, which, index, name) for name in times}
@@ -93,7 +93,7 @@ def main(config: Config) -> int:
     if config.peak_of is not None:
         which, index, name = config.peak_of
         run = cases.contenders(getattr(cases, which)[index], device, config.peer)[name]()
-        # A first, small run would hide what a first run costs; one small product loads the libraries.
+        # No small run before: it would hide the memory of a first run. One small product loads the libraries.
         torch.fft.irfft(torch.fft.rfft(torch.randn(4, 64, device=device)) * 1.0)
         print(peak_memory(run, device))
         return 0

@@ -1,10 +1,10 @@
-"""Measures models sample by sample: samples per second, latency, and how far from the speed of reading the weights.
+"""Measures models sample by sample: samples per second, latency, and the speed compared with reading the weights.
 
     python benchmarks/streaming.py
     python benchmarks/streaming.py --peer path/to/state-spaces-s4
 
-The contenders of a line are timed turn by turn in one process. Results go to `benchmarks/results/` as JSON, and into
-the tables and the picture of the documentation.
+The contenders of a line run interleaved in one process. Results go to `benchmarks/results/` as JSON, and into the
+tables and the figure of the documentation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import cases
-from measure import Run, turn_by_turn
+from measure import Run, time_interleaved
 from sashimi.generation import Sampling, StepEngine
 from sashimi.model import sashimi
 from ssmkit import Sequential
@@ -41,7 +41,7 @@ from ssmkit.streaming import Engine
 from ssmkit.streaming.kernels import Op
 
 RATE = 16000
-"""Samples per second of the audio that the models are for."""
+"""Samples per second of audio in real time."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Config:
     """Measure streams."""
 
     peer: Path | None = None
-    """A checkout of state-spaces/s4, to be measured in the same run."""
+    """A checkout of state-spaces/s4 to compare with."""
     rounds: int = 5
-    """Counted turns of every contender."""
+    """Measured rounds of every contender."""
     compile: bool = True
-    """Measure the step under torch.compile too, which compiles for minutes."""
+    """Also measure the step under torch.compile, which compiles for minutes."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """Streams side by side, for the picture."""
+    """Numbers of streams, for the figure."""
     out: Path | None = None
-    """A folder for the JSON, the tables and the picture, instead of `benchmarks/results/` and the documentation."""
+    """A folder for the JSON, the tables and the figure, instead of `benchmarks/results/` and the documentation."""
 
 
 MODELS: dict[str, Callable[[], Sequential]] = {
@@ -68,28 +68,28 @@ MODELS: dict[str, Callable[[], Sequential]] = {
     "width 64, 8 blocks, one tier": lambda: sashimi(64, 8, pool=()),
     "width 128, 8 blocks": lambda: sashimi(128, 8),
 }
-"""SaShiMis by size; with state size 64 and pools of 4 and 4 where nothing else is said."""
+"""SaShiMis by size; with state size 64, and pools of 4 and 4 except the one with one tier."""
 
 PAPER = "width 64, 8 blocks"
 """The size that the SaShiMi paper uses."""
 
 
 def sampled(model: Sequential, batch: int, length: int, threads: int | None) -> Run:
-    """So many samples of a compiled program, each fed back."""
+    """Generates `length` samples with a compiled program."""
     stream = Engine(model, threads=threads).start(batch)
     logits, chance = torch.zeros(batch, stream.engine.d_output), torch.rand(batch, length)
     return lambda: stream.generate(logits, chance)
 
 
 def stepped(model: Sequential, batch: int, length: int, compiled: bool) -> Run:
-    """The same by steps."""
+    """The same with `step`."""
     engine, state = StepEngine(model, compiled=compiled), model.initial_state(batch)
     logits, chance = torch.zeros(batch, 256), torch.rand(batch, length, dtype=torch.double)
     return lambda: engine.run(logits, state, chance, Sampling())
 
 
 def generation(config: Config, batch: int) -> list[dict[str, Any]]:
-    """Everybody at the paper's size: samples per second, and how often those of the reference or else of our step."""
+    """All contenders at the paper's size: samples per second, and the speed-up over the reference or our `step`."""
     torch.manual_seed(0)
     model, cpu = MODELS[PAPER]().eval(), torch.device("cpu")
     length = {"reference": 160 if batch == 1 else 32, "step": 160 if batch == 1 else 64, "torch.compile": 256}
@@ -102,7 +102,7 @@ def generation(config: Config, batch: int) -> list[dict[str, Any]]:
         runs["torch.compile"] = stepped(model, batch, length["torch.compile"], True)
     for threads in (1, 2):
         runs[f"program, {threads} thread{'s' * (threads > 1)}"] = sampled(model, batch, 1600, threads)
-    times = turn_by_turn(runs, config.rounds, cpu)
+    times = time_interleaved(runs, config.rounds, cpu)
     per_sample = {name: [t / length.get(name, 1600) / batch for t in taken.seconds] for name, taken in times.items()}
     base = per_sample["reference" if config.peer else "step"]
     rows: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ def generation(config: Config, batch: int) -> list[dict[str, Any]]:
 
 
 def latency(frames: int = 600) -> list[dict[str, Any]]:
-    """Of single samples, each a call from Python: apart for those that start a lower tier's frame."""
+    """The latency of single samples, with a call from Python each; separate for samples that run a lower tier."""
     torch.manual_seed(0)
     stream = Engine(MODELS[PAPER]().eval()).start()
     sample, period = torch.zeros(1, dtype=torch.long), 16
@@ -154,7 +154,7 @@ def latency(frames: int = 600) -> list[dict[str, Any]]:
 
 @numba.njit(fastmath=True, nogil=True)
 def _read(weights: Any, segments: Any, length: Any) -> Any:
-    """Sums segments (start, end, period) of the weights, each once in so many samples, for as many samples."""
+    """Sums segments (start, end, period) of the weights, each once per `period` samples, for `length` samples."""
     total = np.float32(0)
     for k in range(1, length + 1):
         for start, end, period in segments:
@@ -166,7 +166,7 @@ def _read(weights: Any, segments: Any, length: Any) -> Any:
 
 
 def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
-    """All coefficients, and of each instruction where they lie and once in how many samples they are read."""
+    """All coefficients, and for each instruction the place of its coefficients and the period of their reading."""
     packed = {"weights": engine.weights, "poles": engine.poles.view(np.float32)}
     # Starts are counted in numbers of the array: a pole has the size of two weights.
     found: dict[str, list[tuple[int, int]]] = {"weights": [], "poles": []}
@@ -180,7 +180,7 @@ def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
             period.append(period[-1] * int(line["pool"]))
             until.append(int(line["skip_to"]))
         elif op not in (Op.ADD, Op.GLU):
-            # Of an embedding a row is read, which counts as none.
+            # Only one row of an embedding is read, which is not counted.
             found["weights"].append((int(line["weights"]), 0 if op == Op.EMBED else period[-1]))
         if op == Op.SSM:
             found["poles"].append((2 * int(line["poles"]), period[-1]))
@@ -194,7 +194,7 @@ def segments(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sizes(config: Config) -> list[dict[str, Any]]:
-    """Real-time factors by size, beside the bare reading of the same weights at the same times."""
+    """Real-time factors by size, compared with only reading the same weights at the same samples."""
     rows: list[dict[str, Any]] = []
     for name, make in MODELS.items():
         torch.manual_seed(0)
@@ -206,7 +206,7 @@ def sizes(config: Config) -> list[dict[str, Any]]:
             "two threads": sampled(model, 1, 1600, 2),
             "reading": functools.partial(_read, coefficients, parts, 1600),
         }
-        times = turn_by_turn(runs, config.rounds, torch.device("cpu"))
+        times = time_interleaved(runs, config.rounds, torch.device("cpu"))
         seconds = {who: taken.median / 1600 for who, taken in times.items()}
         read = 4 * float(((parts[:, 1] - parts[:, 0]) / parts[:, 2]).sum())
         rows.append(
@@ -231,13 +231,13 @@ def sizes(config: Config) -> list[dict[str, Any]]:
 
 
 def throughput(config: Config) -> list[dict[str, Any]]:
-    """Samples per second against the batch."""
+    """Samples per second against the number of streams."""
     torch.manual_seed(0)
     model, rows = MODELS[PAPER]().eval(), []
     for batch in config.batches:
         length = max(16, 1600 // batch)
         runs = {"program": sampled(model, batch, length, None), "step": stepped(model, batch, 16, False)}
-        times = turn_by_turn(runs, min(3, config.rounds), torch.device("cpu"))
+        times = time_interleaved(runs, min(3, config.rounds), torch.device("cpu"))
         row = {
             "batch": batch,
             "program": batch * length / times["program"].median,
@@ -249,7 +249,7 @@ def throughput(config: Config) -> list[dict[str, Any]]:
 
 
 def write(results: dict[str, Any], stem: Path) -> None:
-    """Tables and picture for the documentation."""
+    """Writes tables and figure for the documentation."""
 
     def table(part: str, columns: list[str], rows: list[list[str]]) -> None:
         with stem.with_name(f"{stem.name}-{part}.csv").open("w", newline="") as file:

@@ -1,8 +1,8 @@
-"""Strings that ring along: a state-space layer as an instrument, on audio as it comes in.
+"""Resonating strings: a state-space layer as an instrument, on a stream of audio.
 
-Reads audio block by block from a file or standard input, lets the strings of a piano without dampers sound with it,
-and writes as it goes. A string's partial is a pole: the imaginary part is its pitch and the real part how fast it dies
-away. All of them together are one S4D layer of one feature, run sample by sample.
+Reads audio block by block from a file or standard input, adds the resonance of piano strings without dampers, and
+writes each block. A partial of a string is a pole: the imaginary part is its pitch and the real part its decay. All
+poles together are one S4D layer of one feature, run sample by sample.
 
     python examples/ringing_strings.py piano.wav --out ringing.wav
     python examples/sashimi_youtubemix.py generate --stream --seconds inf | python examples/ringing_strings.py - | aplay
@@ -39,34 +39,33 @@ KEYS = 88
 
 @dataclass(frozen=True)
 class Args:
-    """Let the strings of a piano ring with what is heard."""
+    """Let the strings of a piano resonate with audio."""
 
     audio: Positional[Path] = Path(__file__).parent / "data" / "piano" / "heldout" / "take20-minute1.flac"
-    """Audio file, or - for WAV on standard input; by default a clip that comes with the example."""
+    """Audio file, or - for WAV on standard input; by default a clip of the example."""
     out: Path | None = None
-    """WAV file to write; by default to standard output."""
+    """WAV file to write; by default standard output."""
     wet: float = 0.1
-    """Loudness of the strings' answer to noise beside that of the noise; music, which meets their pitch, is answered
-    louder."""
+    """Loudness of the strings relative to the input if that is noise; for music at their pitches they are louder."""
     seconds: float = 4.0
     """Time in which the lowest string falls by 60 dB; the highest needs a tenth of it."""
     partials: int = 6
     """Partials of every string."""
     block: int = 256
-    """Samples from read to write."""
+    """Samples per block."""
 
 
 def strings(sample_rate: int, seconds: float = 4.0, partials: int = 6, wet: float = 0.1, seed: int = 0) -> S4D:
     r"""Piano strings as a layer of one feature: :math:`h(t) = 2 \Re \sum_n C_n e^{\lambda_n t}`.
 
-    Each partial has :math:`\Im \lambda = 2 \pi f` with a frequency f a little above its multiple of the string's, as
-    stiff strings have it, and :math:`\Re \lambda = -\ln 1000 / T`, with T the time in which it falls by 60 dB.
+    Each partial has :math:`\Im \lambda = 2 \pi f`, where f is a little above the multiple of the string's frequency
+    since strings are stiff, and :math:`\Re \lambda = -\ln 1000 / T`, where T is the time in which it falls by 60 dB.
 
     Arguments:
         sample_rate: Samples per second.
         seconds: T of the lowest string.
         partials: Partials per string; those above two fifths of the sample rate are left out.
-        wet: The loudness of the response to noise, beside the direct sound at 1.
+        wet: The loudness of the response to noise, relative to the direct sound.
         seed: Of the phases.
     """
     string = LOWEST * 2 ** (torch.arange(KEYS, dtype=torch.double) / 12)[:, None]
@@ -81,7 +80,7 @@ def strings(sample_rate: int, seconds: float = 4.0, partials: int = 6, wet: floa
         layer.log_dt.fill_(-math.log(sample_rate))
         strength = (1 / number).expand_as(frequency)[heard].float()
         layer.C.copy_(torch.view_as_real(torch.polar(strength, (2 * math.pi * phases).float())))
-        # White noise comes out with the norm of the kernel times its loudness.
+        # The loudness of filtered white noise is its own times the norm of the kernel.
         layer.C.mul_(wet / layer.kernel(int(seconds * sample_rate)).norm())
         layer.D.fill_(1.0)
     return layer
@@ -98,9 +97,9 @@ def file_blocks(path: Path, size: int) -> tuple[int, int, Iterator[Tensor]]:
 
 
 def pipe_blocks(size: int) -> tuple[int, int, Iterator[Tensor]]:
-    """The same of 16-bit WAV on standard input, as much as there is at a time."""
+    """The same for 16-bit WAV on standard input, with blocks as they arrive."""
     try:
-        # Not soundfile: it wants to go back and forth in a file.
+        # Not soundfile, which needs a seekable file.
         source = wave.open(sys.stdin.buffer)  # noqa: SIM115
     except (wave.Error, EOFError) as error:
         raise Problem(f"standard input is not WAV ({error}).") from error
@@ -116,11 +115,11 @@ def pipe_blocks(size: int) -> tuple[int, int, Iterator[Tensor]]:
 
 
 def run(args: Args) -> None:
-    """Lets the strings ring."""
+    """Lets the strings resonate."""
     if args.block < 1 or args.partials < 1 or not args.seconds > 0 or args.wet < 0:
         raise Problem("--block and --partials must be at least 1, --seconds above 0 and --wet at least 0.")
     rate, channels, blocks = pipe_blocks(args.block) if str(args.audio) == "-" else file_blocks(args.audio, args.block)
-    # A stream per channel: they share the strings, and not what is heard.
+    # A stream per channel: all have the same strings, but their own input.
     stream = Engine(strings(rate, args.seconds, args.partials, args.wet)).start(channels)
     heard, clipped, taken, longest = 0, 0, 0.0, 0.0
     with ExitStack() as stack:
@@ -136,11 +135,11 @@ def run(args: Args) -> None:
         except (KeyboardInterrupt, BrokenPipeError):
             pass
     if not heard:
-        raise Problem("there was no sound to ring with.")
+        raise Problem("the input holds no samples.")
     factor = taken * rate / heard
     print(
         f"{heard / rate:.2f} s at {rate} Hz in {taken:.2f} s of computing: real-time factor {factor:.4f}, "
-        f"{1 / factor:.0f} times as fast as it sounds; the slowest block of {args.block} samples took "
+        f"{1 / factor:.0f} times faster than real time; the slowest block of {args.block} samples took "
         f"{1e3 * longest:.2f} ms of its {1e3 * args.block / rate:.1f} ms",
         file=sys.stderr,
     )
@@ -149,7 +148,7 @@ def run(args: Args) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the program."""
+    """Runs the command."""
     command: Args = tyro.cli(Annotated[Args, tyro.conf.arg(name="")], args=arguments, description=__doc__)
     return exit_status("ringing_strings", lambda: run(command))
 

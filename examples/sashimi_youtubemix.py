@@ -1,8 +1,8 @@
-"""Train a SaShiMi on audio, measure it, let it play, and look at what it has learned.
+"""Train a SaShiMi on audio, measure it, generate audio, and show what it has learned.
 
-Without arguments it trains a small network on five minutes of one piano piece that lie beside this file, prints the
-negative log-likelihood of a sixth minute in bits per sample beside what needs no network, lets it play, and writes all
-that and a page to look at to `runs/youtubemix`. Each part of that is a command of its own.
+Without arguments it trains a small network on five minutes of one piano piece in this repository, prints the negative
+log-likelihood of a sixth minute in bits per sample and that of baselines without a network, generates audio, and writes
+all results and a page to `runs/youtubemix`. Each part is also a command.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ RESULT = "evaluation.json"
 
 @dataclass(frozen=True)
 class Train:
-    """Train on a folder of audio. The same command takes up a run that was stopped, however it was stopped.
+    """Train on a folder of audio. The same command continues a run that was stopped in any way.
 
     On several GPUs or machines: torchrun --nproc-per-node N examples/sashimi_youtubemix.py train ...
     """
 
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     preset: Literal["small", "paper", "notebook", "sc09"] = "small"
-    """Settings to start from: the short run, the SaShiMi paper's for piano, the notebook's that this project grew from,
-    the paper's for one-second clips. Other flags change single ones."""
+    """Settings to start from: the short run, those of the SaShiMi paper for piano, those of the notebook from which
+    this project started, or those of the paper for one-second clips. Other flags change single settings."""
     config: Path | None = None
-    """A settings file to start from, as it lies beside every run."""
+    """A settings file to start from, such as the config.json of a run."""
     out: Path = RUN
     """Folder of the run."""
     checkpoint_every: int = 200
@@ -68,58 +68,58 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, beside what needs no
-    network: counting, and an adaptive linear filter."""
+    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, and baselines without a
+    network: frequencies of classes, and an adaptive linear filter."""
 
     model: Path = RUN
     """A model file, or the folder of a run."""
     data: Path | None = None
     """Folder of audio, by default that of the training; the split is the same."""
     step_samples: int = 2000
-    """Samples that are measured by `step` as well."""
+    """Samples that are also measured by `step`."""
     device: str = DEVICE
     """Where to compute."""
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a model play. The file grows while it runs, and Ctrl-C keeps what there is.
+    """Generate audio with a model. The file is written block by block, and Ctrl-C keeps the blocks so far.
 
-    Into a player: generate --stream --seconds inf | aplay
+    With a player: generate --stream --seconds inf | aplay
     """
 
     model: Path = PIANO
-    """A model file, or the folder of a run; by default a small model of one piano piece that comes along."""
+    """A model file, or the folder of a run; by default a small model of one piano piece, included in the example."""
     out: Path = Path("generated.wav")
     """WAV file to write; of a batch, one file per stream with a number."""
     seconds: float = 4.0
-    """Length of what is generated; inf goes on until Ctrl-C, or until the player that listens is closed."""
+    """Length of the generated audio; inf continues until Ctrl-C, or until the player is closed."""
     stream: bool = False
-    """Write the WAV to standard output, as it is made, instead of to a file."""
+    """Write the WAV to standard output during generation, instead of to a file."""
     batch: int = 1
-    """Streams side by side."""
+    """Number of streams."""
     temperature: float = 0.9
-    """Below 1 the draw is bolder, at 0 it is greedy."""
+    """Logits are divided by it; at 0 the likeliest sample is taken."""
     top_k: int = 0
-    """Draw from so many of the likeliest samples; 0 for all."""
+    """Draw from this many of the likeliest samples; 0 for all."""
     top_p: float = 0.95
-    """Draw from the likeliest samples that together have this probability; 1 for all, now and then one that a network
-    cannot go on from."""
+    """Draw from the likeliest samples that together have this probability; 1 for all, which sometimes gives one that
+    the network cannot continue."""
     greedy: bool = False
     """Always take the likeliest sample."""
     seed: int = 0
-    """Of the draw: the same seed plays the same."""
+    """Seed of the draw: the same seed generates the same audio."""
     prime: Path | None = None
-    """Audio file to go on from, at the model's sample rate; the output begins with it."""
+    """Audio file to continue, at the model's sample rate; the output begins with it."""
     prime_seconds: float | None = None
-    """How much of that file, by default all of it."""
+    """Length of the part of that file, by default all of it."""
     resume: Path | None = None
-    """State file of an earlier generation to go on from: it lies beside its WAV file. Its batch and its draw go on."""
+    """State file of an earlier generation to continue, which is beside its WAV file; with its batch and its seed."""
     engine: Literal["auto", "program", "compile", "step"] = "auto"
-    """What runs the network: a compiled program (on a CPU, where it is the fastest by far, and the default there), its
-    step under torch.compile, or its step as it is."""
+    """What runs the network: a compiled program (on a CPU, where it is by far the fastest and the default), its step
+    under torch.compile, or its eager step."""
     threads: int | None = None
-    """Of a compiled program; by default one for one stream. Two are faster if two cores have nothing else to do."""
+    """Threads of a compiled program; by default one for one stream. Two are faster on two idle cores."""
     device: str = DEVICE
     """Where to compute."""
 
@@ -130,21 +130,21 @@ class Overfit:
     tier, Adam at 1e-3). Prints the time and the peak memory of every step."""
 
     data: Path | None = None
-    """Folder of audio whose first file is learned; by default the clips that come with the example."""
+    """Folder of audio whose first file is learned; by default the clips of the example."""
     out: Path = Path("runs/overfit")
     """Folder for the loss curve."""
     epochs: int = 50
     """Training steps."""
     seed: int = 0
-    """Of the weights."""
+    """Seed of the weights."""
     device: str = DEVICE
     """Where to compute."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about a run: settings, losses, likelihoods, clips to hear and how much of them
-    are tones that last, layers before and after."""
+    """Write one HTML page about a run: settings, losses, likelihoods, audio clips and their share of lasting
+    tones, and layers before and after training."""
 
     run: Path = RUN
     """Folder of the run."""
@@ -157,7 +157,7 @@ class Report:
 
 
 def bar(total: int | None, what: str, start: int = 0) -> tqdm[None]:
-    """A progress bar over samples; into a file it prints a line every half minute instead of two a second."""
+    """A progress bar over samples; if the output is a file, it prints a line every half minute instead."""
     interval = 0.5 if sys.stderr.isatty() else 30
     return tqdm(
         total=total, initial=start, desc=what, unit="sample", unit_scale=True, mininterval=interval, dynamic_ncols=True
@@ -173,12 +173,12 @@ def recordings(settings: Settings, data: Path | None = None) -> Split:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name."""
+    """The device of a name."""
     return join_world(name).device
 
 
 def run_train(args: Train) -> None:
-    """Trains, or goes on training."""
+    """Trains, or continues a training run."""
     settings, world = args.settings, join_world(args.device)
     if settings.data is not None:
         settings = replace(settings, data=settings.data.resolve())
@@ -199,7 +199,7 @@ def run_train(args: Train) -> None:
             if not world.first:
                 return
             if step:
-                print(f"going on after step {step:,} of {settings.steps:,}")
+                print(f"continuing after step {step:,} of {settings.steps:,}")
             progress = stack.enter_context(bar(settings.steps * size, "training", step * size))
 
         def report(step: int, loss: float) -> None:
@@ -235,7 +235,7 @@ def run_evaluate(args: Evaluate) -> None:
 
 
 def prompt_of(args: Generate, settings: Settings) -> torch.Tensor:
-    """The classes of the file to go on from; none without a file."""
+    """The classes of the file to continue; none without a file."""
     if args.prime is None:
         return torch.zeros(0, dtype=torch.long)
     recording = open_recording(args.prime)
@@ -254,19 +254,19 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
     """The streams to continue, and the prompt that the output begins with."""
     if args.resume is not None:
         if args.prime is not None:
-            raise Problem("--resume goes on where a generation ended, --prime begins with a file; give one of them.")
+            raise Problem("--resume continues a generation, --prime continues an audio file; give one of them.")
         return load_streams(args.resume, trained.model), torch.zeros(0, dtype=torch.long)
     settings = trained.settings
     prompt = prompt_of(args, settings)
     device = next(trained.model.parameters()).device
-    # Silence for a frame of the slowest tier: something has to be heard before the first sample is drawn.
+    # Silence for a frame of the slowest tier, since the network needs input before the first sample is drawn.
     quiet = torch.full((math.prod(settings.pool),), settings.quantizer.silence)
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
 
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C while blocks are written: file, count and state are then of the same number of samples."""
+    """Delays Ctrl-C to the end of a block, so that file, count and state are of the same number of samples."""
     asked: list[int] = []
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -285,7 +285,7 @@ def interrupts() -> Iterator[list[int]]:
 
 
 def run_generate(args: Generate) -> None:
-    """Generates into a WAV file that grows as it goes."""
+    """Generates a WAV file block by block."""
     trained = load_model(args.model)
     trained.model.to(device_of(args.device))
     settings, quantizer = trained.settings, trained.settings.quantizer
@@ -296,7 +296,7 @@ def run_generate(args: Generate) -> None:
     if args.threads is not None and args.threads < 1:
         raise Problem(f"--threads must be at least 1, not {args.threads}.")
     if args.stream and args.batch > 1:
-        raise Problem("--stream plays one stream; give no --batch.")
+        raise Problem("--stream writes one stream; give no --batch.")
     sampling = Sampling(0.0 if args.greedy else args.temperature, args.top_k, args.top_p)
     streams, prompt = start(args, trained)
     engine = make_engine(trained.model, args.engine, args.threads)
@@ -307,7 +307,7 @@ def run_generate(args: Generate) -> None:
         paths = [args.out.with_stem(f"{args.out.stem}-{i:0{len(str(batch - 1))}}") for i in range(batch)]
     threads = torch.get_num_threads()
     if batch == 1:
-        torch.set_num_threads(1)  # a step of one stream is too small to be worth sharing
+        torch.set_num_threads(1)  # a step of one stream is too small to divide
     bits, done, stopped, begin = torch.zeros(batch, dtype=torch.double), 0, False, time.perf_counter()
     with ExitStack() as stack:
         files = [stack.enter_context(WavWriter(path, settings.sample_rate)) for path in paths]
@@ -334,8 +334,8 @@ def run_generate(args: Generate) -> None:
         save_streams(args.out.with_suffix(".state"), streams, trained.model)
     seconds, taken = done / settings.sample_rate, time.perf_counter() - begin
     for file, total in zip(files, bits.tolist(), strict=True):
-        said = f"{total / done:.3f} bits per sample" if done else "nothing"
-        print(f"{file.path}: {seconds:.2f} s generated, {said}", file=sys.stderr if args.stream else sys.stdout)
+        likelihood = f"{total / done:.3f} bits per sample" if done else "nothing"
+        print(f"{file.path}: {seconds:.2f} s generated, {likelihood}", file=sys.stderr if args.stream else sys.stdout)
     print(f"in {taken:.2f} s: {batch * seconds / taken:.2f} times real time", file=sys.stderr)
     if stopped:
         sys.exit(130)
@@ -358,7 +358,7 @@ def run_overfit(args: Overfit) -> None:
 
 
 def run_report(args: Report) -> None:
-    """Lets the run's model play, if it has not yet, and writes the page."""
+    """Generates clips with the run's model, if there are none, and writes the page."""
     if not args.run.is_dir():
         raise Problem(f"{args.run} is not the folder of a run; train one first.")
     trained, run = load_model(args.run), Run(args.run)
@@ -366,7 +366,7 @@ def run_report(args: Report) -> None:
     written = (args.run / MODEL).stat().st_mtime
 
     def stale(path: Path) -> bool:
-        """Whether a file is older than the model, or not there."""
+        """Whether a file is older than the model, or missing."""
         return not path.is_file() or path.stat().st_mtime < written
 
     if stale(args.run / RESULT):
@@ -386,12 +386,12 @@ def run_report(args: Report) -> None:
         "real": ("real, held out", "A recording that the network has not heard. Listen to how tones begin and fade."),
         "primed": (
             f"generated after {prompt:.1f} s of it",
-            f"The first {prompt:.1f} s are the recording's. Listen whether what sounds then fades as it would, and "
-            "whether new tones follow at its pace.",
+            f"The first {prompt:.1f} s are from the recording. Listen whether its tones then fade naturally, and "
+            "whether new tones follow at the same pace.",
         ),
         "unprimed": (
             "generated from silence",
-            "Nothing here is recorded. Listen for tones that begin and fade, and for the noise between them.",
+            "All generated. Listen for tones that begin and fade, and for noise between them.",
         ),
     }
     sounds = []
@@ -447,7 +447,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def run_command(arguments: list[str]) -> None:
-    """Runs what the command line says; all in small if it says nothing."""
+    """Runs a command line; the short run if it is empty."""
     runs: dict[type, Callable[..., None]] = {
         Train: run_train,
         Evaluate: run_evaluate,
@@ -463,7 +463,7 @@ def run_command(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the program."""
+    """Runs the example."""
     return exit_status("sashimi_youtubemix", lambda: run_command(arguments))
 
 

@@ -1,4 +1,4 @@
-"""Common to all tests: a seed, and few threads, so that tests may run side by side.
+"""Common to all tests: a seed, and few threads, so that tests may run in parallel.
 
 `SSMKIT_TEST_SEED=7 pytest` runs every test with another seed, `pytest --seeds 10` runs the numerical ones with ten, and
 `SSMKIT_TEST_THREADS=2 pytest` lets torch use two threads.
@@ -18,7 +18,7 @@ torch.set_num_threads(THREADS)
 
 def pytest_configure(config):
     """A few examples of each law, since there are many layers, and one of each seed if there are several seeds."""
-    # Deadlines measure the machine; a hang is caught by the timeout of every test.
+    # No deadline, since it would depend on the machine; the timeout of every test catches a hang.
     settings.register_profile(
         "ssmkit",
         deadline=None,
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    text = "run the tests marked `numerical` with so many seeds, from SSMKIT_TEST_SEED (0 if unset) on"
+    text = "run the tests marked `numerical` with this many seeds, beginning with SSMKIT_TEST_SEED (0 if unset)"
     parser.addoption("--seeds", type=int, default=1, help=text)
 
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def _seed(request):
-    """Seeds what torch draws, and what hypothesis draws."""
+    """Seeds torch and hypothesis."""
     seed = getattr(request, "param", SEED)
     torch.manual_seed(seed)
     if hasattr(request.function, "hypothesis"):

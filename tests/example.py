@@ -1,4 +1,4 @@
-"""What the tests of the SaShiMi example share."""
+"""Helpers for the tests of the SaShiMi example."""
 
 import subprocess
 import sys
@@ -34,6 +34,6 @@ def write(path, seconds=0.5, rate=16000, channels=1, subtype="PCM_16", seed=0):
 
 
 def run(*arguments, cwd, **options):
-    """The program, as a user runs it."""
+    """Runs the example as a user does."""
     command = [sys.executable, str(EXAMPLES / "sashimi_youtubemix.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=250, **options)

@@ -31,7 +31,7 @@ from ssmkit import (
 
 
 def _decay(N):
-    """A user's own matrix: dissipative, of a low rank that nobody wrote down."""
+    """A user's own matrix: dissipative, with a low-rank part that is not known in closed form."""
     rng = np.random.default_rng(0)
     S, p = rng.standard_normal((N, N)), rng.standard_normal((N, 2))
     return (S - S.T) - 0.3 * np.eye(N) - p @ p.T, np.ones(N)
@@ -50,7 +50,7 @@ class RootMeanSquare(nn.Module):
 
 
 class Grid(ForwardLayer):
-    """A user's own layer over two axes: a system along each, both ways."""
+    """A user's own layer over two axes: a bidirectional system along each."""
 
     def __init__(self, d_model):
         super().__init__()
@@ -164,8 +164,7 @@ HEADS = {
 }
 """One decay per head."""
 
-# The norms at the end have an eps that keeps them well conditioned: where all inputs are near zero, a norm without one
-# makes large errors of small ones, whatever the mode.
+# The norms at the end have a large eps: without it, a norm amplifies small errors of inputs near zero in every mode.
 COMPOSED = {
     "Pointwise": lambda: Pointwise(nn.Linear(3, 5)),
     "Pointwise, own module": lambda: Sequential(nn.Linear(3, 4), Pointwise(RootMeanSquare())),
@@ -204,7 +203,7 @@ COMPOSED = {
     ),
 }
 
-# Wider than a cache line, and of widths that are no multiple of one, so that the threads of a team share every layer.
+# Wider than a cache line, and not a multiple of one, so that the threads of a team share every layer.
 COMPOSED |= {
     "wide Sequential": lambda: Sequential(nn.Linear(49, 64), S4(64, 4), nn.Softmax(-1), nn.GELU(), nn.Linear(64, 50)),
     "wide GLU": lambda: Sequential(nn.RMSNorm(100), nn.GLU(), S4D(50, 4)),
@@ -248,7 +247,7 @@ COMPOSED |= {
 CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}
 
 NOT_STREAMED = (RootMeanSquare,)
-"""A module that a compiled program cannot know."""
+"""Modules that cannot be lowered to a compiled program."""
 
 
 @functools.cache

@@ -1,11 +1,11 @@
-"""The numerical laws with ten seeds on several instruction sets, from compiler and cache, on one and two threads.
+"""The numerical tests with ten seeds on several instruction sets, freshly compiled and cached, on one and two threads.
 
     make grid
     python tests/grid.py --out docs/_static/grid-cpu.csv
 
 Twenty-four processes of pytest, two at a time; each runs the tests marked `numerical` with ten seeds. torch's kernels
-are those of `ATEN_CPU_CAPABILITY` (the own ones of the processor where it is not set), and numba compiles for the
-processor or for the narrowest one of its kind. The first process of a pair compiles into an empty cache, and the second
+are those of `ATEN_CPU_CAPABILITY` (those of the processor if it is not set), and numba compiles for the processor or
+for the most basic one of its family. The first process of a pair compiles into an empty cache, and the second
 one reads from that cache. Exits with 1 if a test fails.
 """
 
@@ -28,7 +28,7 @@ NUMBA = {"generic": "generic", "own": None}
 
 
 def environment(aten: str, processor: str, threads: int, folder: Path) -> dict[str, str]:
-    """Variables of a process; the caches of its compilers lie in `folder`."""
+    """Environment variables of a process; the caches of its compilers are in `folder`."""
     wanted = {
         "ATEN_CPU_CAPABILITY": ATEN[aten],
         "NUMBA_CPU_NAME": NUMBA[processor],
@@ -42,7 +42,7 @@ def environment(aten: str, processor: str, threads: int, folder: Path) -> dict[s
 
 
 def run(arguments: argparse.Namespace, aten: str, processor: str, threads: int) -> list[list[str]]:
-    """The rows of a fresh process and of the next one, which finds what the first has compiled."""
+    """The rows of a process with an empty cache and of a second one that uses the cache of the first."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("fresh", "cached"):

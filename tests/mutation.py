@@ -1,12 +1,12 @@
-"""Changes the library in one place at a time, runs the tests that belong to the file, and prints what none notices.
+"""Changes the library in one place at a time, runs the tests of the file, and prints the changes that no test notices.
 
     python tests/mutation.py --sample 100 --seed 1
     python tests/mutation.py ops/scan.py systems/dplr.py --sample 0
 
 A comparison, an operator or a constant becomes another one; a guard, a call or a `not` is left out; two arguments or
-two branches change places. What survives is either noticed by a new test, or has its reason in
-`mutation_survivors.toml`, and is not tried again. Works in a copy of the tree, in one process at a time. Needs Python
-3.11 and what `make test` needs.
+two branches are swapped. A change that survives needs a new test, or an entry with the reason in
+`mutation_survivors.toml`, and is then not tried again. Works in a copy of the tree, in one process at a time. Needs
+Python 3.11 and the packages of `make test`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LAWS = ["tests/test_laws.py", "--deselect=tests/test_laws.py::test_float32_holds
 LAYERS = ["tests/test_layers.py", *LAWS]
 ENGINE = ["tests/test_kernels.py", "tests/test_engine.py", "tests/test_streaming.py"]
 
-# The tests of a file, the quick ones first. Those of a folder hold for files that have none of their own.
+# The tests of a file, the quick ones first. Those of a folder are for files without an entry.
 TESTS = {
     "_checks.py": [
         "tests/test_initializers.py",
@@ -47,8 +47,8 @@ TESTS = {
     "ops/selective.py": ["tests/test_selective.py"],
     "ops/ssd.py": ["tests/test_ssd.py"],
     "ops/": ["tests/test_ops.py", "tests/test_systems.py", "tests/test_numerics.py"],
-    "systems/base.py": ["tests/test_parts.py", "tests/test_room.py", "tests/test_systems.py", *LAWS],
-    "systems/shared.py": ["tests/test_shared.py", "tests/test_room.py", "tests/test_parts.py", *LAWS],
+    "systems/base.py": ["tests/test_parts.py", "tests/test_own_layer.py", "tests/test_systems.py", *LAWS],
+    "systems/shared.py": ["tests/test_shared.py", "tests/test_own_layer.py", "tests/test_parts.py", *LAWS],
     "systems/taps.py": ["tests/test_shared.py", *LAWS],
     "systems/words.py": ENGINE,
     "systems/selective.py": ["tests/test_selective.py", *LAWS],
@@ -63,7 +63,7 @@ TESTS = {
     "layers/dropout.py": ["tests/test_containers.py", *LAWS],
     "layers/base.py": ["tests/test_forward_only.py", *LAWS],
     "layers/pooling.py": ["tests/test_pooling.py", "tests/test_phases.py", *LAWS],
-    "layers/statespace.py": ["tests/test_room.py", "tests/test_parts.py", *LAYERS],
+    "layers/statespace.py": ["tests/test_own_layer.py", "tests/test_parts.py", *LAYERS],
     "layers/lru.py": ["tests/test_shared.py", *LAWS],
     "layers/s5.py": ["tests/test_shared.py", *LAWS],
     "layers/short_conv.py": ["tests/test_shared.py", *LAWS],
@@ -90,7 +90,7 @@ OPERATORS = {
 
 
 def changed(node):
-    """What may stand in the place of a node."""
+    """The replacements of a node."""
     new = copy.deepcopy(node)
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
         new.ops[0] = COMPARISONS[type(node.ops[0])]()
@@ -112,19 +112,19 @@ def changed(node):
         yield new
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield ast.Pass()
-    # The order in which the greatest or the least is taken does not matter.
+    # The order of the arguments of max and min does not matter.
     swaps = isinstance(node, ast.Call) and len(node.args) > 1 and ast.unparse(node.func) not in ("max", "min")
     if swaps and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
         new.args[:2] = new.args[1::-1]
         yield new
 
 
-# Annotations and decorators do not compute, and the words of an error are no mathematics.
+# Annotations and decorators do not compute, and error texts are not changed.
 PASSED_OVER = {"annotation", "returns", "decorator_list", "exc"}
 
 
 def places(node, way=()):
-    """The ways from a tree's root to all that may be changed."""
+    """The paths from the root of a tree to all nodes that may be changed."""
     for name, value in ast.iter_fields(node):
         if name in PASSED_OVER or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"):
             continue
@@ -138,7 +138,7 @@ def places(node, way=()):
 
 
 def replaced(tree, way, number):
-    """The tree with a change, and the change in words."""
+    """The code with a change, and a description of the change."""
     tree = copy.deepcopy(tree)
     parent = tree
     for name, index in way[:-1]:
@@ -187,7 +187,7 @@ def survives(folder, file, limit):
     """Whether the tests of a file pass."""
     if not file.startswith("streaming/kernels/"):
         return status(folder, tests_of(file), limit, NUMBA_CACHE_DIR=str(folder / "numba")) == 0
-    # What Python notices need not be compiled.
+    # A change that is noticed without the compiler need not be compiled.
     if status(folder, ["tests/test_kernels.py"], limit, NUMBA_DISABLE_JIT="1"):
         return False
     with tempfile.TemporaryDirectory() as cache:
@@ -215,9 +215,9 @@ def main():
         for part in ("src", "tests", "pyproject.toml"):
             copier = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copier(ROOT / part, folder / part)
-        # What some tests read.
+        # Some tests read these files.
         (folder / "examples").symlink_to(ROOT / "examples")
-        # Of all files with the same tests, one: with tests that fail as they are, nothing would survive.
+        # First run the tests without a change, once per list of tests: if they fail, no change would survive.
         for file in {tuple(tests_of(file)): file for file, *_ in every[: options.sample or None]}.values():
             if not survives(folder, file, options.limit):
                 sys.exit(f"The tests of {file} fail or take too long as they are.")

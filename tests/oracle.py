@@ -1,7 +1,7 @@
 """Kernels and outputs of state-space layers from their parameters alone, by dense matrices and loops in complex128.
 
-Nothing of the package is called: what is read of a layer are its parameters and its options. The matrices are those of
-both halves of the conjugate pairs, so that there is no factor of two and no real part to take.
+No function of the package is called: only parameters and options of a layer are read. The matrices are those of both
+halves of the conjugate pairs, so that no factor of two and no real part is needed.
 """
 
 import numpy as np
@@ -103,7 +103,7 @@ def _lru(p, layer, rate):
 def shared_forward(layer, u, rate=1.0):
     """The output (L, H) and the last state of S5 and LRU for an input (L, H), sample by sample; all in complex128.
 
-    Of a layer that is bidirectional, the second C reads the states of the sequence run backwards.
+    For a bidirectional layer, the second C reads the states of the reversed sequence.
     """
     a, B, C, D = (_s5 if type(layer).__name__ == "S5" else _lru)(_parameters(layer), layer, rate)
     y, last = D * u, None

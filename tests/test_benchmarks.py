@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is for them to say."""
+"""The benchmarks run; their figures are not tested."""
 
 import os
 import re
@@ -14,24 +14,24 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import cases  # noqa: E402
 import layers  # noqa: E402
-from measure import Times, peak_memory, turn_by_turn  # noqa: E402
+from measure import Times, peak_memory, time_interleaved  # noqa: E402
 
 
-def test_turns_are_taken_in_turn():
+def test_contenders_run_interleaved():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    times = turn_by_turn(runs, 3, torch.device("cpu"))
-    # A round to warm up, and then each time a run before the timed one.
+    times = time_interleaved(runs, 3, torch.device("cpu"))
+    # A round of warm-up, and then a warm-up run before each timed one.
     assert order == ["a", "b"] + ["a", "a", "b", "b"] * 3
     assert all(len(t.seconds) == 3 for t in times.values())
 
 
-def test_ratios_are_taken_turn_by_turn():
+def test_ratios_are_taken_round_by_round():
     assert Times([2.0, 9.0, 4.0]).ratio(Times([1.0, 3.0, 4.0])) == (1.0, 2.0, 3.0)
     assert Times([2.0, 9.0, 4.0]).median == 4.0
 
 
-def test_peak_memory_sees_what_is_freed_again():
+def test_peak_memory_includes_freed_memory():
     def run():
         return float(torch.ones(1 << 25).sum())
 
@@ -40,7 +40,7 @@ def test_peak_memory_sees_what_is_freed_again():
 
 
 def test_contenders_do_the_same_work():
-    """The bare convolution has the layer's shapes, and scan is held against forward."""
+    """The bare convolution has the shapes of the layer, and scan is compared with forward."""
     device = torch.device("cpu")
     case = cases.Case("scan", "diagonal", True, B=1, L=40, H=4, N=4)
     made = cases.contenders(case, device, None)
@@ -63,7 +63,7 @@ def test_errors_are_measured(tmp_path):
     assert "every bound holds" in done.stdout
 
 
-def test_a_peer_that_cannot_be_loaded_gets_a_sentence(tmp_path):
+def test_a_peer_that_cannot_be_loaded_gives_an_error_of_one_sentence(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "--lengths", "64", "--states", "16", "--peer", "."]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 1
@@ -96,7 +96,7 @@ def test_streams_are_measured_into_another_folder(tmp_path, monkeypatch):
 
 
 def test_layers_are_measured_without_the_packages_of_others(tmp_path):
-    """Each that is not installed is named, and left out."""
+    """Packages that are not installed are named, and left out."""
     (tmp_path / "s5.py").write_text("raise ModuleNotFoundError('away', name='s5')\n")
     command = [sys.executable, str(BENCHMARKS / "layers.py"), "--scale", "0.005", "--rounds", "1", "--only", "S5"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}

@@ -20,7 +20,7 @@ from ssmkit.testing import example_input, relative_error
 
 
 class Square(nn.Module):
-    """A user's own position-wise module, which does not tell its widths."""
+    """A user's own position-wise module, whose widths are not known."""
 
     def forward(self, u):
         return u[..., :2].square()
@@ -43,7 +43,7 @@ def test_a_product_multiplies_and_concatenate_joins():
     assert relative_error(gate(u), Sequential(linear, nn.GLU())(u)) < 1e-6
 
 
-def test_widths_are_told():
+def test_widths_are_known():
     layer = Product(nn.GELU(), S4D(4), nn.Linear(4, 4))
     assert (layer.d_input, layer.d_output) == (4, 4)
     layer = Concatenate(nn.GELU(), S4D(4, channels=2), nn.Linear(4, 3), nn.GLU())
@@ -78,7 +78,7 @@ def test_widths_are_checked_at_construction(make, message):
         make()
 
 
-def test_shapes_that_could_not_be_foreseen_are_checked():
+def test_shapes_are_checked_at_run_time():
     class First(nn.Module):
         def forward(self, u):
             return u[..., :1, :]
@@ -148,7 +148,7 @@ def test_compiled_steps_of_branches_that_change_the_rate():
         # The input of the branches is read again after a branch that would gate it in place.
         lambda: Sequential(nn.Linear(3, 96), Concatenate(nn.GLU(), nn.Identity())),
         lambda: Sequential(nn.Linear(3, 96), Product(Sequential(nn.GLU(), nn.Linear(48, 96)), nn.Identity())),
-        # A joined vector of parts that end within a cache line, read as a whole and by parts.
+        # A joined vector whose parts end inside a cache line, read as a whole and by parts.
         lambda: Sequential(Concatenate(S4D(3, 4, channels=7), nn.Linear(3, 50)), nn.GELU(), nn.LayerNorm(71)),
         lambda: Sequential(Concatenate(nn.Linear(3, 50), nn.Linear(3, 21)), nn.Linear(71, 40)),
         lambda: Concatenate(Concatenate(nn.Linear(3, 5), nn.Linear(3, 50)), nn.Linear(3, 21), nn.Softmax(-1)),

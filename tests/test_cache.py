@@ -1,4 +1,4 @@
-"""What is compiled is kept on disk for one state of its sources: loaded for that one, compiled again for another."""
+"""Compiled code is cached on disk: it is loaded for the same sources, and compiled again for changed ones."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def copied(folder):
 
 
 def ran(package):
-    """What a process of its own prints that runs a copy of the library."""
+    """The output of a separate process that runs a copy of the library."""
     environment = {**os.environ, "PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["NUMBA_CACHE_DIR"] = str(package.parent / "cache")
     done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True, env=environment)
@@ -81,8 +81,8 @@ def test_a_program_is_compiled_again_if_a_file_that_it_calls_has_changed(process
     assert [run["double"] for run in processes] == ["[[2.0, 2.0, 2.0]]", "[[2.0, 2.0, 2.0]]", "[[0.0, 0.0, 0.0]]"]
 
 
-def test_a_program_from_the_cache_gives_the_bits_of_one_freshly_compiled(processes):
-    """numba links a cached program anew, where functions that are not inlined may add in another order."""
+def test_a_cached_program_gives_the_same_bits_as_a_freshly_compiled_one(processes):
+    """A cached program uses other copies of functions that are not inlined, which may add in another order."""
     fresh, cached, _ = processes
     assert cached["bits"] == fresh["bits"]
     assert cached["errors"] == fresh["errors"]

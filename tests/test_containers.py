@@ -1,4 +1,4 @@
-"""Containers thread their children's values and refuse what cannot run step by step."""
+"""Containers manage the systems and states of their layers, and refuse modules that cannot run step by step."""
 
 from collections import OrderedDict
 from functools import partial
@@ -108,7 +108,7 @@ class Own(nn.Module):
         return self.inner(u) * 2
 
 
-def test_unknown_modules_are_asked_about():
+def test_unknown_modules_are_refused_with_a_hint():
     with pytest.raises(ValueError, match=r"Own is not known to be position-wise.*ssmkit.Pointwise\(module\)"):
         Sequential(S4D(4, 4), Own())
     with pytest.raises(ValueError, match="Own is not known"):
@@ -125,7 +125,7 @@ def test_unknown_modules_are_asked_about():
 
 
 @pytest.mark.parametrize("container", [Sequential, Residual, Pointwise])
-def test_pooling_alone_is_refused(container):
+def test_pooling_modules_are_refused(container):
     for pool in (DownPool(4), UpPool(4)):
         with pytest.raises(ValueError, match=r"Pool changes the rate; use `ssmkit.MultiRate`"):
             container(pool)
@@ -175,7 +175,7 @@ def test_widths_are_checked_at_construction(make, message):
         make()
 
 
-def test_widths_are_told():
+def test_widths_are_known():
     model = Sequential(nn.GELU(), nn.Linear(3, 8), nn.GLU(), S4D(4, 4, channels=2), nn.Dropout())
     assert (model.d_input, model.d_output) == (3, 8)
     assert Sequential(nn.Embedding(9, 4)).d_input is None
@@ -183,7 +183,7 @@ def test_widths_are_told():
     assert S4Block(6, S4D(6, 4)).d_output == 6
 
 
-def test_residual_checks_shapes_it_could_not_foresee():
+def test_residual_checks_shapes_at_run_time():
     layer = Residual(nn.GLU())
     with pytest.raises(ValueError, match=r"Residual: the layers must keep the shape \(2, 9, 4\)"):
         layer(torch.randn(2, 9, 4))
@@ -251,7 +251,7 @@ def test_keys_of_numbered_layers_are_those_of_saved_models():
     assert "layers.2.layers.1.layers.3.module.bias" in keys
 
 
-def test_shares_are_what_each_layer_gets():
+def test_shares_give_each_layer_its_part():
     model = Sequential(nn.Linear(3, 4), S4D(4, 8))
     system, state = model.system(), model.initial_state(2)
     assert [layer for layer, _ in model.shares(None)] == list(model)
@@ -282,7 +282,7 @@ def test_foreign_systems_are_refused():
 
 
 def test_a_system_reaches_the_children():
-    """The rate goes down the tree, and what is handed in is used."""
+    """The rate reaches all layers, and a given system is used."""
     model = Sequential(nn.Linear(3, 4), Residual(S4D(4, 8)))
     u = torch.randn(2, 20, 3)
     fast = model.system(rate=2.0)
@@ -291,8 +291,8 @@ def test_a_system_reaches_the_children():
     assert relative_error(scanned, model(u, fast)) < 1e-5
 
 
-def test_a_checkpoint_keeps_its_input_alone():
-    """The same gradients as without, dropout included, from far less memory kept between the passes."""
+def test_a_checkpoint_keeps_only_its_input():
+    """The same gradients as without, with dropout too, and far less memory between the passes."""
     block = S4Block(4, S4D(4, 8), dropout=0.3)
     u = torch.randn(2, 50, 4)
     kept = {}
@@ -321,7 +321,7 @@ class Counted(nn.Module):
 
 @pytest.mark.parametrize("mode", ["forward", "scan"])
 def test_a_checkpoint_runs_its_layers_again_in_the_backward_pass(mode):
-    """Once, with the gradients of a chain that keeps everything, the state's among them."""
+    """Once, with the same gradients as a chain that keeps everything, that of the state too."""
     counted, ssm = Counted(), S4D(4, 8)
     layers = [nn.Linear(4, 4), Pointwise(counted), ssm]
     u, start = torch.randn(2, 20, 4), torch.randn(2, 4, 8)
@@ -388,7 +388,7 @@ def test_s4block_is_the_notebooks_block():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_dropout_of_an_s4block(tied):
-    """After both activations, at the width that they have; tied over time, or drawn anew for every sample."""
+    """After both activations, with their width; tied over time, or drawn for every sample."""
     block = S4Block(4, S4D(4, 8, channels=2), ff=3, dropout=0.25, tie_dropout=tied)
     drops = [m for m in block.modules() if isinstance(m, (TiedDropout, nn.Dropout))]
     assert [(type(m), m.p) for m in drops] == [(TiedDropout if tied else nn.Dropout, 0.25)] * 2

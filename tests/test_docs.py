@@ -1,4 +1,4 @@
-"""The site builds without a network and without a warning, holds every public name, and what it shows is true."""
+"""The site builds without a network and without warnings, has every public name, and its examples are correct."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def _sentences() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("call", "answer"), _sentences(), ids=[call for call, _ in _sentences()])
-def test_bad_input_gets_the_sentence_in_the_table(call, answer):
+def test_wrong_input_raises_the_error_in_the_table(call, answer):
     # The names that the tables use are set up by the last examples before them.
     head = (DOCS / "errors.rst").read_text().partition(".. list-table::")[0].partition("They use")[2]
     names = {"ssmkit": ssmkit, "torch": torch, "nn": torch.nn}
@@ -78,5 +78,5 @@ def test_bad_input_gets_the_sentence_in_the_table(call, answer):
     assert str(caught.value) == message
 
 
-def test_the_tables_of_bad_input_are_read():
+def test_the_tables_of_errors_are_read():
     assert len(_sentences()) > 40

@@ -1,4 +1,4 @@
-"""How far streams drift from float64."""
+"""The drift of streams from float64."""
 
 import sys
 from pathlib import Path

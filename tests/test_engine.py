@@ -1,4 +1,4 @@
-"""What an engine's threads hand to each other, and what an engine takes and gives back."""
+"""The threads of an engine, and its inputs, outputs and states."""
 
 import math
 
@@ -28,7 +28,7 @@ from ssmkit.streaming import Engine, kernels
 from ssmkit.streaming.kernels import Op
 from ssmkit.testing import example_input, relative_error
 
-# Wider than a cache line, so that every thread of a team has a part; some parts end within a line.
+# Wider than a cache line, so that every thread of a team has a part; some parts end inside a cache line.
 WIDE = {
     "a linear map first": lambda: Sequential(nn.Linear(64, 64), S4(64, 4)),
     "a norm first": lambda: Sequential(nn.LayerNorm(50), S4D(50, 4), nn.RMSNorm(50), nn.GELU(), nn.Linear(50, 33)),
@@ -71,7 +71,7 @@ def leaves(state):
 
 
 def reach(line, phase, rank, team):
-    """What a thread reads and what it writes in one instruction, as pairs of where it begins and where it ends."""
+    """The ranges (begin, end) that a thread reads and those that it writes in one instruction."""
 
     def share(n):
         return kernels.share(n, rank, team)
@@ -114,7 +114,7 @@ def instructions(engine):
 
 
 def hazards(engine, table, team, samples=7):
-    """Where a thread reads or writes what another has written, or writes what another has read, without a wait."""
+    """Places where a thread reads or writes what another wrote, or writes what another read, without a barrier."""
     phases = dict.fromkeys((line["counter"] for line in table if line["op"] == Op.FRAME), 0)
     writer = np.full(engine._size, -1)
     readers = np.zeros((team, engine._size), bool)
@@ -158,15 +158,15 @@ def hazards(engine, table, team, samples=7):
 
 @pytest.mark.parametrize("team", [2, 3, 5])
 @pytest.mark.parametrize("name", [name for name, make in {**CAUSAL, **WIDE}.items() if streamed(make)])
-def test_threads_wait_before_they_touch_what_another_wrote(name, team):
-    """Walked instruction by instruction, each thread with its own share: no luck is needed."""
+def test_threads_wait_before_they_access_what_another_wrote(name, team):
+    """Checked instruction by instruction for each thread, so that the result does not depend on timing."""
     engine = Engine({**CAUSAL, **WIDE}[name]())
     assert not hazards(engine, instructions(engine), team)
 
 
 @pytest.mark.parametrize("name", WIDE)
 def test_every_wait_is_needed(name):
-    """Any one left out is a hazard; so the walk above would see it."""
+    """Without any one of them there is a hazard, which the check above finds."""
     engine = Engine(WIDE[name]())
     table = instructions(engine)
     for number, line in enumerate(table):
@@ -201,8 +201,8 @@ def test_a_team_draws_the_same_samples_as_one_thread():
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_streams_are_shared_out_among_threads(threads):
-    """Every stream is run once, also where their number is no multiple of that of the threads, or is less."""
+def test_streams_are_divided_among_threads(threads):
+    """Every stream runs once, for any number of streams and threads."""
     model = Sequential(nn.Linear(3, 4), MultiRate(4, S4D(8, 4)), S4Block(4, S4(4, 4))).eval()
     for streams in (2, 3, 5, 8):
         u = torch.randn(streams, 40, 3)
@@ -212,14 +212,14 @@ def test_streams_are_shared_out_among_threads(threads):
         assert torch.equal(y, Engine(model, threads=1).start(streams).run(u))
 
 
-# --- products, gates and what reads them ------------------------------------------------------------------------------
+# --- products and gates -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.numerical
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 33, 50])
 def test_products_of_any_width(width, threads):
-    """Rows are read four at a time, those of a gate two and two; what is left over is read one by one."""
+    """Rows are read four at a time, those of a gate two and two, and the rest one by one."""
     for model in (
         Sequential(nn.Linear(20, width), nn.Tanh()),
         Sequential(nn.Linear(20, 2 * width), nn.GLU()),
@@ -232,8 +232,8 @@ def test_products_of_any_width(width, threads):
 
 @pytest.mark.numerical
 @pytest.mark.parametrize("width", [3, 40])
-def test_what_a_gate_takes_is_read_again_by_a_residual(width):
-    """So that the gate must leave it as it is, and cannot be a part of the product before it."""
+def test_the_input_of_a_gate_is_also_read_by_a_residual(width):
+    """So the gate must not overwrite it, and cannot be a part of the product before it."""
     inner = Residual(nn.GLU(), nn.Linear(width, 2 * width))
     model = Sequential(nn.Linear(5, 2 * width), inner, nn.GLU(), nn.Linear(width, width))
     engine = Engine(model)
@@ -242,7 +242,7 @@ def test_what_a_gate_takes_is_read_again_by_a_residual(width):
     assert relative_error(engine.start().run(u), whole(model.double(), u.double())) < 2e-6
 
 
-def test_a_gate_is_a_part_of_the_product_before_it_if_nothing_else_reads_that():
+def test_a_gate_is_merged_into_the_product_before_it_if_nothing_else_reads_that():
     for gated in (nn.Sequential(nn.Linear(5, 6), nn.GLU()), Residual(nn.Linear(5, 10), nn.GLU())):
         assert Op.GLU not in [Op(line["op"]) for line in instructions(Engine(Sequential(nn.Linear(4, 5), gated)))]
     for apart in (nn.Sequential(nn.Linear(5, 6), nn.Identity(), nn.Tanh(), nn.GLU()), nn.Sequential(nn.GLU())):
@@ -256,8 +256,8 @@ def test_a_gate_is_a_part_of_the_product_before_it_if_nothing_else_reads_that():
 @pytest.mark.numerical
 @pytest.mark.parametrize("layer", [S4, S4D])
 @pytest.mark.parametrize("init", ["legs", "fout"])
-def test_blocks_of_fifteen_samples_over_slow_poles(layer, init):
-    """A state that is handed out and taken back every 15 samples is as good as one that stays in the engine."""
+def test_blocks_of_fifteen_samples_with_poles_near_one(layer, init):
+    """A state that is unpacked and packed every 15 samples is as accurate as one that stays in the engine."""
     model = layer(3, 16, init=init, dt_min=1e-5, dt_max=2e-5)
     engine, u = Engine(model), torch.randn(6000, 3)
     state, out = model.initial_state(), []
@@ -278,7 +278,7 @@ def test_blocks_of_fifteen_samples_over_slow_poles(layer, init):
     ["S4", "S4D, channels", "S5", "S6", "ShortConv", "Mamba2", "TiedDropout", "MultiRate", "MultiRate, nested"],
 )
 def test_states_are_copies(name, batch, dtype):
-    """Neither the state handed in nor one handed out changes when the stream moves on, or the other way round."""
+    """Neither a given state nor a returned one shares memory with the stream."""
     model = CAUSAL[name]().eval()
     u = example_input(model, *batch, 19)
     _, start = model.scan(u[..., :8, :], model.initial_state(*batch))
@@ -303,12 +303,12 @@ def test_states_are_copies(name, batch, dtype):
     assert all(x.isfinite().all() for x in leaves(stream.state) if isinstance(x, torch.Tensor))
 
 
-# --- what comes in and what comes out ---------------------------------------------------------------------------------
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_outputs_have_the_dtype_of_the_input(dtype):
-    """And the state that of the state; in between everything is as for float32."""
+    """And states keep their dtype; the numbers are those for float32."""
     model = Sequential(nn.Linear(3, 4), S4D(4, 4), MultiRate(4, S4(8, 4)))
     engine, u = Engine(model), torch.randn(2, 30, 3).to(dtype)
     y, end = engine.run(u, model.initial_state(2, dtype=torch.float64))
@@ -337,7 +337,7 @@ def speaker():
     return Engine(Sequential(nn.Embedding(20, 8), S4D(8, 4), nn.Linear(8, 20)).eval())
 
 
-def test_what_is_drawn_has_the_shape_of_the_chance(speaker):
+def test_drawn_classes_have_the_shape_of_the_random_numbers(speaker):
     for batch, length in (((), 5), ((), 0), ((3,), 4), ((2, 3), 1), ((2, 3), 0), ((0,), 4)):
         made = speaker.start(*batch).generate(torch.randn(*batch, 20), torch.rand(*batch, length))
         assert made.classes.shape == made.nats.shape == (*batch, length)
@@ -364,13 +364,13 @@ def test_what_is_drawn_has_the_shape_of_the_chance(speaker):
         ((2, 3), (6, 20), (6, 5)),
     ],
 )
-def test_other_shapes_of_logits_and_chance_are_refused(speaker, batch, logits, uniform):
+def test_other_shapes_of_logits_and_random_numbers_are_refused(speaker, batch, logits, uniform):
     with pytest.raises(ValueError, match=r"`logits` must have shape .* and `uniform`"):
         speaker.start(*batch).generate(torch.zeros(logits), torch.zeros(uniform))
 
 
-def test_the_ends_of_chance(speaker):
-    """At 0 the first class that may be drawn, and just below 1 the last one; none that may not."""
+def test_the_smallest_and_the_largest_random_number(speaker):
+    """At 0 the first class that may be drawn, and just below 1 the last one."""
     below = 1 - 2.0**-53
     logits = torch.full((20,), -1.0)
     logits[[5, 9, 13]] = torch.tensor([2.0, 2.0, 1.9])
@@ -382,7 +382,7 @@ def test_the_ends_of_chance(speaker):
     assert (drawn(0.0), drawn(below)) == (0, 19)
     for options in ({"top_k": 3}, {"top_p": 0.6}):
         assert (drawn(0.0, **options), drawn(below, **options)) == (5, 13)
-    # A tie for the last place lets both in.
+    # With a tie for the last place both are kept.
     for options in ({"top_k": 1}, {"top_k": 2}):
         assert (drawn(0.0, **options), drawn(below, **options)) == (5, 9)
     assert (drawn(0.0, temperature=0.0), drawn(below, temperature=0.0)) == (5, 5)

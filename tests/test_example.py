@@ -1,4 +1,4 @@
-"""The parts of the SaShiMi example: network, audio, counting, training, evaluation, generation."""
+"""The parts of the SaShiMi example: network, audio, baselines, training, evaluation, generation."""
 
 import math
 
@@ -102,7 +102,7 @@ def test_recordings_are_read_by_excerpt(tmp_path, suffix):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_recordings_are_resampled(tmp_path, rate):
-    """The tone stays where it is, and an excerpt is the same whatever else is read."""
+    """The tone keeps its frequency, and an excerpt does not depend on other reads."""
     t = np.arange(rate) / rate
     sf.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * t), rate, subtype="FLOAT")
     recording = audio.open_recording(tmp_path / "a.wav", 16000)
@@ -192,7 +192,7 @@ def test_excerpts_come_from_everywhere_and_never_cross_files(tmp_path):
     assert starts == {*range(0, 40), *range(100, 110)}
 
 
-def test_a_step_has_the_same_excerpts_whoever_draws_them(tmp_path):
+def test_a_step_has_the_same_excerpts_in_every_process(tmp_path):
     clips = [clip(tmp_path / "a.wav", range(200))]
     x, y = excerpts(clips, 10, seed=3).draw(7, 6)
     other = excerpts(clips, 10, seed=3)
@@ -215,11 +215,11 @@ def test_short_clips_are_padded_with_silence_that_does_not_count(tmp_path):
         excerpts(clips, 50)
 
 
-# What needs no network
+# Baselines
 
 
 def test_baselines_are_cross_entropies(tmp_path):
-    """A cycle of four classes is certain for pairs, two bits for single classes, eight for nothing."""
+    """A cycle of four classes costs zero bits with pairs, two with single classes, eight with uniform ones."""
     linear = audio.Quantizer("linear")
     cycle = clip(tmp_path / "a.wav", [3, 9, 200, 41] * 5000)
     found = baselines.measure_baselines([cycle], [cycle], linear)
@@ -255,7 +255,7 @@ def naive_filter_bits(found, samples, classes, quantizer):
 
 
 @pytest.mark.parametrize("kind", ["mu-law", "linear"])
-def test_the_adaptive_filter_is_its_definition(tmp_path, kind, monkeypatch):
+def test_the_adaptive_filter_agrees_with_its_definition(tmp_path, kind, monkeypatch):
     quantizer = audio.Quantizer(kind)
     # From silence to samples that are clipped.
     wave = write(tmp_path / "a.wav", 0.1) * np.linspace(0, 4, 1600)
@@ -265,7 +265,7 @@ def test_the_adaptive_filter_is_its_definition(tmp_path, kind, monkeypatch):
     classes = quantizer.encode(recording.read())
     found = baselines.AdaptiveFilter(0.05, 0.9, 0.8, order=5)
     expected = naive_filter_bits(found, quantizer.decode(classes).double().numpy(), classes.tolist(), quantizer)[1:]
-    # The naive formula loses what is less likely than rounding.
+    # The naive formula cannot compute probabilities smaller than rounding errors.
     assert np.isfinite(expected).mean() > 0.9
     assert {0, 255} <= set(classes.tolist())
 
@@ -283,7 +283,7 @@ def test_the_adaptive_filter_is_its_definition(tmp_path, kind, monkeypatch):
     assert total(900) == pytest.approx(whole, rel=1e-9)
 
 
-def test_the_adaptive_filter_hears_recordings_of_any_length_together(tmp_path):
+def test_the_adaptive_filter_reads_recordings_of_any_length_in_parallel(tmp_path):
     write(tmp_path / "a.wav", 0.1, seed=1)
     write(tmp_path / "b.wav", 0.04, seed=2)
     long, short = (audio.open_recording(tmp_path / f"{name}.wav") for name in "ab")
@@ -293,7 +293,7 @@ def test_the_adaptive_filter_hears_recordings_of_any_length_together(tmp_path):
     tone = 0.4 * np.sin(2 * np.pi * 220 * np.arange(16000) / 16000)
     sf.write(tmp_path / "tone.wav", tone, 16000)
     clean = audio.open_recording(tmp_path / "tone.wav")
-    # Two coefficients are enough for a sine: only its quantisation is left to say, at most two bits.
+    # Two coefficients predict a sine: only its quantisation is left, at most two bits.
     assert found.bits([clean], quantizer) < 3.5
     assert baselines.tune_filter([clean], quantizer).bits([clean], quantizer) <= found.bits([clean], quantizer)
     assert found.bits([long], quantizer) > 4
@@ -303,7 +303,7 @@ def test_the_adaptive_filter_hears_recordings_of_any_length_together(tmp_path):
 
 
 def tones(parts, seconds=4.0, rate=8000):
-    """Sines over a floor of noise, as every recording has one: the sidelobes of the spectra's window drown in it."""
+    """Sines over a floor of noise, as in every recording, which hides the sidelobes of the spectra's window."""
     t = np.arange(int(seconds * rate)) / rate
     floor = 5e-3 * np.random.default_rng(0).standard_normal(len(t))
     return sum((level * np.sin(2 * np.pi * f * t + f) for f, level in parts), floor)
@@ -317,12 +317,12 @@ def test_measures_count_partials():
     assert found.share > 0.9
     again = measures.measure(tones(four, rate=16000), 16000)
     assert again.partials == pytest.approx(found.partials, abs=0.2)
-    # Not what is too low, too high, or more than 40 dB below the rest.
+    # Peaks that are too low, too high, or more than 40 dB below the rest do not count.
     other = measures.measure(tones([(30, 0.02), (220, 0.02), (445, 0.0001), (2500, 0.02)]), 8000)
     assert other.partials == pytest.approx(1, abs=0.2)
 
 
-def test_measures_tell_tones_from_noise():
+def test_measures_distinguish_tones_from_noise():
     noise = 0.1 * np.random.default_rng(0).standard_normal(32000)
     found = measures.measure(noise, 8000)
     assert found.partials < 0.5
@@ -341,7 +341,7 @@ def melody(seconds, pitches):
 PITCHES = (220, 440, 311, 523, 277, 659, 247, 494)
 
 
-def test_measures_see_how_long_tones_last():
+def test_measures_show_how_long_tones_last():
     for seconds in (0.4, 1.0):
         found = measures.measure(melody(seconds, PITCHES), 8000)
         assert found.life == pytest.approx(seconds, abs=0.15)
@@ -351,7 +351,7 @@ def test_measures_see_how_long_tones_last():
     assert drone.life < 0.6
 
 
-def test_what_does_not_last_is_no_partial():
+def test_a_short_peak_is_no_partial():
     plucked = np.concatenate([np.append(tones([(f, 0.02)], 0.1), tones([], 0.3)) for f in PITCHES])
     assert measures.measure(plucked, 8000).partials < 0.1
     glide = np.sin(2 * np.pi * np.cumsum(np.linspace(300, 700, 8000)) / 8000)
@@ -362,18 +362,18 @@ def test_a_partial_may_be_missed_once():
     once, twice = ([[100.0], [101.0], *[[]] * missed, [100.5], [100.5]] for missed in (1, 2))
     assert [partial.path for partial in measures._follow(once)] == [[(0, 100.0), (1, 101.0), (3, 100.5), (4, 100.5)]]
     assert sorted(len(partial.path) for partial in measures._follow(twice)) == [2, 2]
-    # The closest peak goes on, and what is too far away is another partial.
+    # The partial continues with the closest peak; a peak too far away is another partial.
     assert sorted(len(partial.path) for partial in measures._follow([[100.0], [101.5, 99.5, 300.0]])) == [1, 1, 2]
 
 
-def test_what_is_much_weaker_than_the_rest_is_no_partial():
+def test_a_much_weaker_peak_is_no_partial():
     """46 dB below, but 16 dB above the noise."""
     loud = measures.measure(tones([(220, 0.5)]), 8000)
     assert measures.measure(tones([(220, 0.5), (1500, 0.0025)]), 8000).partials < loud.partials + 0.2
     assert measures.measure(tones([(1500, 0.0025)]), 8000).partials > 0.5
 
 
-def test_measures_see_a_burst():
+def test_measures_show_a_burst():
     quiet = tones([(220, 0.01)])
     burst = quiet.copy()
     fading = np.exp(-np.arange(16000) / 4000) * np.random.default_rng(0).standard_normal(16000)
@@ -384,21 +384,21 @@ def test_measures_see_a_burst():
 
 
 @pytest.mark.parametrize("samples", [np.zeros(1), np.zeros(5000), np.full(5000, 0.5)])
-def test_measures_of_nothing_are_nothing(samples):
+def test_measures_of_silence_are_zero(samples):
     assert measures.measure(samples, 8000) == measures.Measures(0, 0, 0, 0)
 
 
 # Training and measuring
 
 
-def test_evaluation_is_forward_and_in_windows_the_same(tmp_path):
+def test_evaluation_in_windows_gives_the_same_as_forward(tmp_path):
     net = model.sashimi(4, 1, d_state=4).double()
     linear = audio.Quantizer("linear")
     samples = torch.randint(256, (300,))
     recording = clip(tmp_path / "a.wav", samples)
     x, y = audio.input_and_target(samples)
     whole = F.cross_entropy(net(x[None])[0], y).item() / math.log(2)
-    # Logits are judged in float32.
+    # The loss is computed in float32.
     assert evaluation.evaluate(net, [recording], linear) == pytest.approx(whole, rel=1e-6)
     assert evaluation.evaluate(net, [recording], linear, window=77) == pytest.approx(whole, rel=1e-6)
     short = clip(tmp_path / "b.wav", samples[:100])
@@ -461,8 +461,8 @@ def test_learning_rate_schedule():
     assert tail[75:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * k / 25) for k in range(25)])
 
 
-def test_a_run_goes_on_with_another_schedule_that_agrees_so_far(tmp_path):
-    """And then it is the run that had this schedule from the beginning."""
+def test_a_run_continues_with_another_schedule_that_agrees_so_far(tmp_path):
+    """And gives the same as a run with this schedule from the beginning."""
     whole = losses(trainer(tmp_path, steps=16, schedule="tail"), tmp_path, name="whole")
     assert losses(trainer(tmp_path, steps=16, schedule="constant"), tmp_path, name="constant") != whole
     run = storage.Run(tmp_path / "run")
@@ -476,7 +476,7 @@ def test_a_run_goes_on_with_another_schedule_that_agrees_so_far(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         training.train(found, run, every=2, report=stop)
     message = (
-        r"run has 10 steps behind it, by the schedule constant, and tail differs from it after step 7; "
+        r"run has made 10 steps with the schedule constant, and tail differs from it after step 7; "
         r"give --schedule constant, more --steps, or another --out"
     )
     with pytest.raises(Problem, match=message):
@@ -486,8 +486,8 @@ def test_a_run_goes_on_with_another_schedule_that_agrees_so_far(tmp_path):
     assert losses(trainer(tmp_path, steps=16, schedule="tail"), tmp_path, name="run") == whole
 
 
-def test_noise_moves_what_is_read_and_ends_before_the_run(tmp_path):
-    """By at most so many classes, within their range, differently in each step; what is to be said stays as it is."""
+def test_noise_changes_the_input_and_ends_before_the_run(tmp_path):
+    """By at most this many classes, within their range, differently in each step; targets do not change."""
     found = trainer(tmp_path, steps=8, noise=3, noise_until=0.5)
     x = torch.tensor([[0, 1, 100, 255] * 50])
     seen = []
@@ -507,8 +507,8 @@ def test_noise_moves_what_is_read_and_ends_before_the_run(tmp_path):
     assert losses(trainer(tmp_path, noise=2), tmp_path, name="with") != without
 
 
-def test_state_space_parameters_have_a_rate_of_their_own(tmp_path):
-    """With none to speak of, they stay where they are, and the others move."""
+def test_state_space_parameters_have_their_own_learning_rate(tmp_path):
+    """With a tiny rate they stay the same, and the others change."""
     found = trainer(tmp_path, ssm_lr=1e-12, weight_decay=0.0)
     before = {name: x.clone() for name, x in found.model.state_dict().items()}
     found.step(4, *found.excerpts.draw(0, 2))
@@ -519,7 +519,7 @@ def test_state_space_parameters_have_a_rate_of_their_own(tmp_path):
 
 
 def test_averaged_weights(tmp_path):
-    """After k steps they are the recursion of the definition, and they are what is written."""
+    """After k steps they agree with the recursion of the definition, and the model file has them."""
     found = trainer(tmp_path, ema=0.9)
     x, y = found.excerpts.draw(0, 2)
     expected = None
@@ -532,7 +532,7 @@ def test_averaged_weights(tmp_path):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_run_goes_on_bit_for_bit(tmp_path, ema):
+def test_a_run_continues_bit_for_bit(tmp_path, ema):
     whole = losses(trainer(tmp_path, steps=7, ema=ema, dropout=0.1), tmp_path, name="whole")
     run = storage.Run(tmp_path / "parts")
     found = trainer(tmp_path, steps=7, ema=ema, dropout=0.1)
@@ -573,7 +573,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     assert all(x.isfinite().all() for x in tensors.values())
 
 
-def test_a_batch_is_shared_out_evenly(tmp_path):
+def test_a_batch_is_divided_evenly(tmp_path):
     with pytest.raises(Problem, match=r"a batch of 3 cannot be shared by 1 processes in 2 parts"):
         trainer(tmp_path, batch=3, accumulate=2)
 
@@ -581,7 +581,7 @@ def test_a_batch_is_shared_out_evenly(tmp_path):
 # Storage
 
 
-def test_settings_come_back(tmp_path):
+def test_settings_are_read_as_they_were_written(tmp_path):
     from pathlib import Path
 
     for name in config.PRESETS:
@@ -604,7 +604,7 @@ def test_foreign_settings_are_refused(text, message, tmp_path):
         config.from_json(text, tmp_path)
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     import errno
 
     path = tmp_path / "a.safetensors"
@@ -650,10 +650,10 @@ def test_foreign_model_files_are_refused(tmp_path):
 # Overfitting
 
 
-def test_a_model_overfits_one_clip_and_plays_it_by_step():
+def test_a_model_overfits_one_clip_and_generates_it_by_step():
     """Until the most likely next sample is right everywhere; then greedy steps reproduce the excerpt.
 
-    That is the proof that both modes are one model: training knows `forward` alone, generation `step` alone.
+    This shows that both modes are the same model: training uses only `forward`, generation only `step`.
     """
     recording = audio.open_recording(PIANO / "train/take01-minute1.flac")
     x, y = audio.input_and_target(audio.Quantizer().encode(recording.read(100_000, 100_401)))
@@ -674,8 +674,8 @@ def test_a_model_overfits_one_clip_and_plays_it_by_step():
     assert torch.equal(played[0], y)
 
 
-def test_the_overfitting_test_learns_in_small(tmp_path):
-    """Its loss is the plain one, and falls."""
+def test_the_overfitting_test_learns_at_small_size(tmp_path):
+    """Its loss is the usual one, and falls."""
     samples = audio.open_recording(PIANO / "train/take01-minute1.flac").read(100_000, 100_500)
     sf.write(tmp_path / "a.wav", samples.numpy(), 16000)
     recording = audio.open_recording(tmp_path / "a.wav")
@@ -724,7 +724,7 @@ def test_the_likelihood_of_what_was_generated_is_that_of_forward(net):
 
 
 def test_drawing():
-    """The frequencies are those of the softmax, cut to the likeliest and sharpened as asked."""
+    """The frequencies are those of the softmax, with top-k, top-p and temperature."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(100_000, 4)
     uniform = (torch.arange(100_000, dtype=torch.double) + 0.5) / 100_000
 
@@ -750,7 +750,7 @@ def test_bad_sampling_is_refused(options):
         generation.Sampling(**options)
 
 
-def test_a_generation_goes_on_from_its_saved_state(net, tmp_path):
+def test_a_generation_continues_from_its_saved_state(net, tmp_path):
     engine = generation.StepEngine(net)
     whole = played_by(engine, generation.prime(net, prompt := torch.randint(256, (5,)), 2, 9), 50)
     streams = generation.prime(net, prompt, 2, 9)
@@ -769,7 +769,7 @@ def test_a_generation_goes_on_from_its_saved_state(net, tmp_path):
 
 
 def test_a_prompt_and_steps_are_one_sequence(net):
-    """The network's word on the sample after a prompt is the same, however the prompt was read."""
+    """The logits after a prompt do not depend on how the prompt was read."""
     net = net.double()
     prompt = torch.randint(256, (37,))
     for window in (5, 100):
@@ -777,8 +777,8 @@ def test_a_prompt_and_steps_are_one_sequence(net):
         assert torch.allclose(streams.logits, net(prompt[None])[:, -1].expand(2, -1))
 
 
-def test_any_engine_will_do(net):
-    """The loop asks an engine for blocks, and nothing else."""
+def test_any_engine_works(net):
+    """The generation loop uses only the method `run` of an engine."""
 
     class Constant:
         def run(self, logits, state, uniform, sampling):

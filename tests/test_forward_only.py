@@ -1,4 +1,4 @@
-"""Layers that are not causal: where they go, what they give there, and what is refused."""
+"""Layers that are not causal: in containers, their outputs, and the modes that are refused."""
 
 import re
 
@@ -22,20 +22,20 @@ def test_containers_pass_on_that_a_layer_is_not_causal(name):
     assert Sequential(nn.LayerNorm(layer.d_input), layer).causal is False
 
 
-def test_layers_say_whether_they_are_causal():
+def test_layers_have_the_attribute_causal():
     assert all(make().causal is True for make in CAUSAL.values())
     assert all(make().causal is False for make in BIDIRECTIONAL.values())
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_whole_input_is_heard_and_every_parameter_learns(name):
+def test_every_input_and_every_parameter_has_an_effect(name):
     layer = ALL[name]().double()
     shape = (3, 8) if name.startswith("grid") else (8,)
     u = example_input(layer, *shape).requires_grad_()
     y = layer(u)
     assert y.shape == (*shape, layer.d_output)
     for k in (0, 3, 7):
-        # Products of layers with norms in front are never flat: each output has a gradient with respect to all samples.
+        # With norms in front of products, each output has a nonzero gradient with respect to all samples.
         (grad,) = torch.autograd.grad((y[..., k, :] * torch.randn_like(y[..., k, :])).sum(), u, retain_graph=True)
         assert bool((grad.abs().amax(-1) > 0).all())
     grads = torch.autograd.grad((y * torch.randn_like(y)).sum(), list(layer.parameters()))
@@ -106,7 +106,7 @@ def test_what_a_user_marks_as_not_causal_is_named(container):
 # --- several rates ----------------------------------------------------------------------------------------------------
 
 
-def test_around_a_layer_that_is_not_causal_a_single_frame_is_heard():
+def test_around_a_layer_that_is_not_causal_a_single_frame_has_an_effect():
     torch.manual_seed(0)
     y = MultiRate(2, S4D(4, 8, bidirectional=True), 4, 2)(torch.randn(1, 4, 2))
     assert (y.abs() > 0).all()
@@ -121,7 +121,7 @@ def test_around_a_layer_that_is_not_causal_every_frame_has_an_effect_everywhere(
 
 @pytest.mark.parametrize("L", [0, 1, 3, 4, 5, 8, 17])
 @pytest.mark.parametrize("pool", [1, 2, 3, 4])
-def test_around_a_layer_that_is_not_causal_frames_come_up_where_they_went_down(L, pool):
+def test_around_a_layer_that_is_not_causal_frames_are_not_shifted(L, pool):
     layer = MultiRate(2, S4D(4, 4, bidirectional=True), pool).double()
     u = torch.randn(3, L, 2, dtype=torch.float64)
     frames = layer.up.frames(layer.layer(layer.down(u)))
@@ -145,7 +145,7 @@ def test_around_a_layer_over_two_axes_the_last_one_is_pooled():
     assert relative_error(layer(u), layer.up.samples(frames)[:, :7]) < 1e-12
 
 
-def test_a_forward_layer_needs_forward_and_system_alone():
+def test_a_forward_layer_needs_only_forward_and_system():
     class Flip(ssmkit.ForwardLayer):
         d_input = d_output = 3
 

@@ -1,4 +1,4 @@
-"""The HiPPO matrices are right, and not only consistent with themselves."""
+"""The HiPPO matrices are correct, not only consistent with each other."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_poles_come_in_conjugate_pairs(measure, N):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_half_of_the_pairs_is_the_whole_system(measure):
-    """2 Re of a half reproduces the real impulse response (FouT's double pole at zero included)."""
+    """2 Re of one half gives the real impulse response, also with FouT's double pole at zero."""
     N = 16
     A, B = measure(N)
     C = np.random.default_rng(0).standard_normal(N)
@@ -51,7 +51,7 @@ def test_half_of_the_pairs_is_the_whole_system(measure):
     h = N // 2
     for s in (0.3 + 2j, 5.0, 1e-3 + 40j):
         whole = C @ np.linalg.solve(s * np.eye(N) - A, B)
-        # Feedback through P runs over both halves, so a half is not a system of its own: close the loop by hand.
+        # Feedback through P is a sum over both halves, so one half is not a system: form the closed loop here.
         resolvent = [1 / (s - Lambda), 1 / (s - Lambda.conj())]
         inner = sum(p.conj().T @ (r[:h, None] * p) for p, r in ((P[:h], resolvent[0]), (P[:h].conj(), resolvent[1])))
         drive = sum(
@@ -71,7 +71,7 @@ def test_half_of_the_pairs_is_the_whole_system(measure):
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("N", [4, 30])
-def test_derived_correction_is_the_written_one(measure, N):
+def test_the_derived_correction_is_the_one_in_closed_form(measure, N):
     A, _ = measure(N)
     written, derived = hippo.low_rank_correction(A, measure), hippo.low_rank_correction(A)
     assert np.allclose(derived @ derived.T, written @ written.T, atol=1e-9 * np.abs(A).max())
@@ -90,7 +90,7 @@ def test_any_normal_plus_low_rank_matrix_is_diagonalised(N, rank, seed):
 
 
 def _basis(measure, N):
-    """Nodes and weights of a quadrature over the ages of a measure, and its basis and the slopes of it at the nodes.
+    """Nodes and weights of a quadrature over the ages of a measure, its basis functions and their slopes there.
 
     With LegS, ages are fractions of the whole past. The basis at age 0, and at the end of a window, comes last.
     """
@@ -104,7 +104,7 @@ def _basis(measure, N):
         slopes = np.stack([legendre.legval(x, legendre.legder(np.eye(N)[n])) for n in range(N)], 1) * -2 * root
         return age, weight, values(age), slopes, values([0.0])[0], values([1.0])[0]
     if measure is hippo.lagt:
-        # A weight of exp(-s) is in the quadrature: both factors of a product have their exp(-s/2) from there.
+        # The quadrature has the weight exp(-s), which contains the factors exp(-s/2) of both functions of a product.
         age, weight = laguerre.laggauss(N + 2)
         values = laguerre.lagvander(age, N - 1)
         slopes = np.stack([laguerre.lagval(age, laguerre.lagder(np.eye(N)[n])) for n in range(N)], 1) - values / 2
@@ -124,9 +124,9 @@ def test_measures_follow_from_their_bases(measure, N):
     """Differentiating the coefficients x_n(t) = ∫ g_n(s) u(t - s) ds gives A and B, by quadrature of the basis g.
 
     By parts x' = g(0) u(t) - g(end) u(t - end) + ∫ g'(s) u(t - s) ds, with g' = D g. LegT takes the value that leaves
-    its window from the coefficients, Σ_k x_k g_k(end). FouT, whose basis has a period, takes it to be what these say at
-    the other end of the window, u(t) less as much again as they say. LagT fades and has no end. The window of LegS
-    grows, so that t x' = g(0) u + ∫ ((1 - s) g(s))' u ds.
+    its window from the coefficients, Σ_k x_k g_k(end). FouT has a periodic basis: its coefficients give the mean of
+    u(t) and u(t - end). LagT fades and has no end. The window of LegS grows, so that
+    t x' = g(0) u + ∫ ((1 - s) g(s))' u ds.
     """
     age, weight, values, slopes, first, last = _basis(measure, N)
     gram = (weight[:, None] * values).T @ values
@@ -142,7 +142,7 @@ def test_measures_follow_from_their_bases(measure, N):
     if measure is hippo.legt:
         expected_A = D - np.outer(last, last)
     if measure is hippo.fout:
-        # u(t) and u(t - 1) stand on both sides of a jump whose mean the coefficients give:
+        # u(t) and u(t - 1) are the values on both sides of a jump; the coefficients give their mean:
         # u(t - 1) = 2 g(0)·x - u(t).
         expected_A, expected_B = D - 2 * np.outer(first, last), 2 * first
     assert np.abs(A - expected_A).max() <= 1e-9 * np.abs(A).max()
@@ -155,9 +155,9 @@ def _bilinear(A, dt):
 
 
 def test_legs_memory_reconstructs_a_real_signal():
-    """x' = (A x + B u) / t holds the Legendre coefficients of all of the past: the error falls with N."""
+    """x' = (A x + B u) / t holds the Legendre coefficients of the whole past: the error falls with N."""
     signal, _ = sf.read(CLIP, start=180_000, stop=180_000 + 750)
-    # A tenth of a second of a chord; a short average leaves what 128 polynomials can follow.
+    # A tenth of a second of a chord; a short average removes what 128 polynomials cannot represent.
     signal = np.convolve(signal, np.hanning(50) / np.hanning(50).sum(), mode="same")
     T = len(signal)
     errors = []
@@ -231,7 +231,7 @@ def _skew(N, seed=0):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_derived_rank_does_not_depend_on_the_unit_of_time(measure, scale):
-    """Rounding of large matrices is no further rank, and small ones keep theirs."""
+    """Rounding errors of large matrices do not count as rank, and small matrices keep their rank."""
     A, _ = measure(32)
     P = hippo.low_rank_correction(scale * A)
     assert P.shape == hippo.low_rank_correction(A, measure).shape
@@ -241,7 +241,7 @@ def test_the_derived_rank_does_not_depend_on_the_unit_of_time(measure, scale):
 
 @pytest.mark.parametrize(("size", "rank"), [(0.0, 0), (1e-12, 0), (1e-8, 1), (1e-4, 1)])
 def test_the_rank_counts_what_is_larger_than_rounding(size, rank):
-    """A low-rank term that is small beside the matrix is one all the same; noise of rounding is none."""
+    """A low-rank term that is small compared with the matrix counts; rounding errors do not."""
     p = np.random.default_rng(1).standard_normal(8)
     A = _skew(8) - 0.5 * np.eye(8) - size * np.outer(p, p) / (p @ p)
     P = hippo.low_rank_correction(A)
@@ -252,7 +252,7 @@ def test_the_rank_counts_what_is_larger_than_rounding(size, rank):
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e5])
 @pytest.mark.parametrize(("error", "accepted"), [(1e-10, True), (1e-9, True), (1e-7, False), (1e-5, False)])
 def test_matrices_are_normal_to_a_hundred_millionth(scale, error, accepted):
-    """Relative to their largest number, or to 1: what rounding made of a matrix is taken, what is wrong is not."""
+    """Relative to their largest number, or to 1: rounding errors are accepted, larger ones are not."""
     A = scale * (_skew(8) / np.abs(_skew(8)).max() - 0.5 * np.eye(8))
     A[3, 3] += error * max(1.0, scale)
     none = np.zeros((8, 0))
@@ -266,15 +266,15 @@ def test_matrices_are_normal_to_a_hundred_millionth(scale, error, accepted):
 
 
 @pytest.mark.parametrize(("slow", "kept"), [(1e-13, False), (1e-9, True), (1e-6, True)])
-def test_slow_rotations_are_no_zeros(slow, kept):
-    """Only what rounding makes of a zero is one; its pairs come from the kernel, and are conjugate all the same."""
+def test_small_frequencies_are_not_taken_as_zero(slow, kept):
+    """Only zeros up to rounding errors count as zero; their pairs come from the kernel, and are conjugate."""
     rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))[0]
     omega = np.array([slow, 0, 1.0, 0, 3.0])
     A = rotation @ (np.diag(omega, 1) - np.diag(omega, -1) - 0.5 * np.eye(6)) @ rotation.T
     system = hippo.diagonalize(A, np.ones(6), np.zeros((6, 0)))
     assert np.allclose(system.Lambda.imag[:3], [slow if kept else 0, 1, 3], rtol=1e-5, atol=0)
     assert np.abs(system.V[:, 3:] - system.V[:, :3].conj()).max() == 0
-    # Two eigenvectors of nearly the same eigenvalue are told apart by rounding over the gap between these.
+    # The error of eigenvectors with close eigenvalues is the rounding error divided by their distance.
     assert np.abs(system.V @ system.V.conj().T - np.eye(6)).max() < (1e-15 / slow if kept else 1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Where parameters start."""
+"""Initial parameters."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def as_complex(pairs):
 
 
 def matrix_of(name, N):
-    """A real matrix and vector of a measure, and the columns that make the matrix diagonal: one of each pair."""
+    """A real matrix and vector of a measure, and the columns that diagonalise the matrix: one of each pair."""
     measure = initializers.HIPPO[name]
     A, B = measure(N)
     return A, B, hippo.diagonalize(A, B, hippo.low_rank_correction(A, measure)).V[:, : N // 2]
@@ -69,8 +69,8 @@ def test_layers_start_at_the_named_poles(name):
     assert np.array_equal(as_complex(layer.B), np.broadcast_to(B, (3, 8)))
 
 
-def test_poles_of_ones_own_are_taken_as_they_are():
-    """Gains and all, but for poles that are not strictly stable; anew for every layer, as they may be random."""
+def test_poles_of_the_user_are_used_unchanged():
+    """Gains too, except poles that are not strictly stable; called for every layer, as they may be random."""
     asked = []
 
     def init(N):
@@ -86,7 +86,7 @@ def test_poles_of_ones_own_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("cls", [S4, S4D])
-def test_a_matrix_of_ones_own_is_taken_as_it_is(cls):
+def test_a_matrix_of_the_user_is_used_unchanged(cls):
     A, B, V = matrix_of("legt", 8)
     layer = cls(2, 8, init=lambda N: (3 * A, 5 * B), dtype=torch.float64)
     gains = 2 * (V @ as_complex(layer.B)[0]).real
@@ -120,7 +120,7 @@ def assert_standard_normal(numbers):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("cls", [S4, S4D])
 def test_outputs_start_normal(cls, seed):
-    """D standard normal; C complex with variance 1, 1/2 in each part; of every output and both directions."""
+    """D standard normal; C complex with variance 1, 1/2 in each part; for every output and both directions."""
     torch.manual_seed(torch.initial_seed() + seed)
     layer = cls(16384, 4, n_ssm=1, channels=2, bidirectional=True)
     for c in range(4):
@@ -134,7 +134,7 @@ def test_outputs_start_normal(cls, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_rank_above_that_of_the_measure_starts_small(seed):
-    """Complex normal numbers with variance 1e-4 beside the columns of the measure."""
+    """Complex normal numbers with variance 1e-4, next to the columns of the measure."""
     torch.manual_seed(torch.initial_seed() + seed)
     plain, wide = poles("S4", "legt", 64), poles("S4", "legt", 64, rank=2 + 1024)
     assert torch.equal(wide.P[:, :2], plain.P)
@@ -167,7 +167,7 @@ def test_steps_start_log_uniform(cls, seed):
 
 
 @pytest.mark.parametrize("cls", [S4, S4D])
-def test_starting_anew_draws_anew_from_the_same(cls):
+def test_a_reset_draws_again_from_the_same_distribution(cls):
     layer = cls(4, 8, init="legt", **({"rank": 3} if cls is S4 else {}))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_starting_anew_draws_anew_from_the_same(cls):
 
 @pytest.mark.parametrize(("name", "rank"), [("legs", 1), ("legt", 2), ("lagt", 1), ("fout", 1)])
 def test_s4_is_the_hippo_system(name, rank):
-    """The parameters, put back together, are the matrix that they came from (but for the clamp at -1e-4)."""
+    """The parameters give the matrix that they were made from (except the clamp at -1e-4)."""
     N = 16
     layer = S4(2, N, init=name, dtype=torch.float64)
     assert layer.P.shape == (2, N // 2, rank, 2)
@@ -256,8 +256,8 @@ def test_init_must_be_a_name_or_a_function():
         S4D(4, init=3)
 
 
-def test_a_function_of_the_user_is_asked_for_every_layer():
-    """It may be random: only the measures of the library are kept."""
+def test_a_function_of_the_user_is_called_for_every_layer():
+    """It may be random: only the measures of the library are cached."""
     speeds = iter((1.0, 2.0))
 
     def decay(N):

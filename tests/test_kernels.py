@@ -1,4 +1,4 @@
-"""Every instruction as it is written, in few samples: with numba's compiler, and once more without it.
+"""Every instruction, with few samples: with numba's compiler, and again without it.
 
 Without it, by NUMBA_DISABLE_JIT=1, the lines of the kernels run as Python, so that their coverage can be measured.
 """
@@ -12,7 +12,7 @@ from ssmkit.streaming import Engine
 from ssmkit.testing import relative_error
 from test_streaming import POINTWISE, by_hand
 
-# Python's numbers of numpy warn where those of the compiler do not.
+# numpy warns in Python, where compiled code does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 LAYERS = {

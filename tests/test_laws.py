@@ -1,4 +1,4 @@
-"""The laws of the contract, over every layer and option."""
+"""The laws of the contract, for every layer and option."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def test_modes_agree_in_float32(name, batch, L, data):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_three_scans_are_one(name):
+def test_three_scans_agree_with_one(name):
     layer = CAUSAL[name]().double().eval()
     u = example_input(layer, 2, 150)
     state, parts = layer.initial_state(2, dtype=torch.float64), []
@@ -84,7 +84,7 @@ def test_gradients_agree_and_reach_every_parameter(name):
         assert relative_error(c, a) < 1e-8, label
 
 
-# A mask is not read in eval mode, and a frame of one sample is never half full.
+# A mask has no effect in eval mode, and a frame of one sample is never partly full.
 WITHOUT_GRADIENT = ("TiedDropout", "S4Block, tied dropout", "MultiRate, pool 1")
 
 
@@ -172,7 +172,7 @@ def test_save_and_load(name):
 
 
 @pytest.mark.parametrize("name", {**SSM, **BIDIRECTIONAL})
-def test_parameters_are_real_and_free_of_any_length(name):
+def test_parameters_are_real_and_depend_on_no_length(name):
     layer = {**SSM, **BIDIRECTIONAL}[name]()
     shapes = {n: v.shape for n, v in layer.state_dict().items()}
     assert not any(v.is_complex() for v in layer.state_dict().values())
@@ -183,8 +183,8 @@ def test_parameters_are_real_and_free_of_any_length(name):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_state_goes_on_being_valid_after_an_optimiser_step(name):
-    """A system is a value of the weights as they were; a state belongs to the data."""
+def test_a_state_stays_valid_after_an_optimiser_step(name):
+    """A system depends on the weights from which it was made; a state depends on the data."""
     layer = CAUSAL[name]().double().train(False)
     if not list(layer.parameters()):
         return
@@ -224,8 +224,8 @@ def test_low_precision_keeps_states_and_systems_in_float32(label, make):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_states_are_made_where_and_as_they_are_wanted(name):
-    """On the device and in the dtype that are named, else in those of the weights, and in float32 at least."""
+def test_states_have_the_given_device_and_dtype(name):
+    """The given device and dtype, by default those of the weights, and at least float32."""
     layer = CAUSAL[name]()
 
     def made(**options):
@@ -242,7 +242,7 @@ def test_states_are_made_where_and_as_they_are_wanted(name):
         assert made(**options) == ({(place, dtype)} if empty is None else empty)
     if list(layer.parameters()):
         layer.to("meta", torch.float64)
-        # A mask has no weights to ask.
+        # A mask has no weights.
         masks = any(isinstance(module, ssmkit.TiedDropout) for module in layer.modules())
         assert made() - ({("cpu", torch.float32)} if masks else set()) == (
             {("meta", torch.float64)} if empty is None else empty
@@ -272,7 +272,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("dt", [(1e-5, 2e-5), (1e-4, 1e-2), (1e-3, 1e-1)])
 def test_float32_holds_over_long_sequences(name, dt):
-    """Neither slow nor fast modes drift: 20,000 samples, at time scales up to a billion samples."""
+    """Neither slow nor fast poles drift: 20,000 samples, with time scales up to a billion samples."""
     layer = LONG[name]()
     with torch.no_grad():
         layer.log_dt.copy_(torch.tensor(dt).log())
@@ -291,7 +291,7 @@ def test_float32_holds_over_long_sequences(name, dt):
 
 
 def test_the_family_is_complete():
-    """Every layer that the package exports takes part in the laws."""
+    """The family has every layer that the package exports."""
     made = {type(module) for make in CAUSAL.values() for module in make().modules()}
     exported = [getattr(ssmkit, n) for n in ssmkit.__all__ if isinstance(getattr(ssmkit, n), type)]
     bases = (ssmkit.SequenceLayer, ssmkit.ForwardLayer, ssmkit.StateSpaceLayer)

@@ -1,4 +1,4 @@
-"""What the options of the state-space layers do, beyond the laws that all keep."""
+"""The options of the state-space layers, beyond the laws for all layers."""
 
 import inspect
 import math
@@ -21,7 +21,7 @@ ORACLE_BOUNDS = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
 def with_numbers_of_its_own(layer):
-    """Moves every number of a layer, so that no two features, poles or outputs are alike."""
+    """Changes every number of a layer, so that no two features, poles or outputs are equal."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -46,10 +46,10 @@ def test_layers_are_the_dense_systems_of_their_parameters(name, rate, dtype):
 
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_a_parameter_that_is_off_by_a_thousandth_is_seen(name):
-    """Step sizes among them: the error is then far beyond the bound of the test above."""
+def test_a_change_of_a_parameter_by_a_thousandth_is_noticed(name):
+    """Also of step sizes: the error is then far above the bound of the test above."""
     layer, L = with_numbers_of_its_own(LAYERS[name]().double()), 24
-    # What is slower hardly moves within so few samples.
+    # Slower poles would hardly have an effect within so few samples.
     layer.log_A_real.clamp_(min=-1)
     layer.log_dt.clamp_(min=math.log(1e-2))
     u = torch.randn(L, layer.d_model, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_a_parameter_that_is_off_by_a_thousandth_is_seen(name):
     assert relative_error(y, torch.from_numpy(oracle.forward(layer, u))) < ORACLE_BOUNDS[torch.float64]
     for label, parameter in layer.named_parameters():
         kept = parameter.clone()
-        # Added to a logarithm it makes a step or a pole that is larger by a thousandth.
+        # Added to a logarithm, it makes a step or a pole larger by a thousandth.
         parameter.add_(1e-3) if label.startswith("log") else parameter.mul_(1.001)
         error = relative_error(y, torch.from_numpy(oracle.forward(layer, u)))
         assert error > 1e3 * ORACLE_BOUNDS[torch.float64], label
@@ -110,8 +110,8 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("call", DEFAULTS, ids=lambda call: call.__qualname__)
-def test_arguments_that_are_left_out(call):
-    """A default is a promise: whoever changes one changes what other people's programs compute."""
+def test_default_arguments(call):
+    """A change of a default would change the results of users' code."""
     parameters = inspect.signature(call).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     assert defaults.pop("device", None) is None
@@ -149,7 +149,7 @@ def test_forward_is_the_kernel(cls):
 
 
 @BOTH
-def test_channels_stand_outside_and_features_inside(cls):
+def test_outputs_are_ordered_by_channel_and_feature(cls):
     """Channel c of feature h is output c·H + h, and is the single-channel layer with C[c] and D[c]."""
     layer = cls(3, 8, channels=2, dtype=torch.float64)
     u = torch.randn(1, 20, 3, dtype=torch.float64)
@@ -165,7 +165,7 @@ def test_channels_stand_outside_and_features_inside(cls):
 @BOTH
 @pytest.mark.parametrize("tie_dt", [False, True])
 def test_tied_systems(cls, tie_dt):
-    """Feature h uses system h mod n_ssm: an untied layer with the same systems spelt out is the same map."""
+    """Feature h uses system h mod n_ssm: an untied layer with repeated systems gives the same output."""
     tied = cls(6, 8, n_ssm=2, tie_dt=tie_dt, dtype=torch.float64)
     assert tied.log_dt.shape == ((2,) if tie_dt else (6,))
     assert tied.A_imag.shape == (2, 4)
@@ -197,7 +197,7 @@ def test_a_fully_tied_system_is_computed_once(cls):
 
 @BOTH
 def test_rate_runs_a_model_at_another_sampling_rate(cls):
-    """At twice the step, on every other sample of a smooth signal, the output is every other sample of the output."""
+    """At twice the step, every other sample of a smooth input gives every other sample of the output."""
     layer = cls(2, 16, init="legs", dt_min=1e-3, dt_max=1e-2, dtype=torch.float64)
     t = torch.arange(4000, dtype=torch.float64)
     u = torch.stack([torch.sin(t / 150), torch.cos(t / 200) - 1], -1)[None]
@@ -236,7 +236,7 @@ def test_device_and_dtype_are_keyword_only(cls):
 @BOTH
 @pytest.mark.parametrize("L", [1, 2, 5, 64, 1000])
 def test_any_length_at_any_time(cls, L):
-    """A shorter input's output is the beginning of a longer one's, whatever was run before."""
+    """The output of a shorter input is the beginning of that of a longer one, and depends on no earlier call."""
     layer = cls(3, 8, dtype=torch.float64)
     u = torch.randn(1, 1000, 3, dtype=torch.float64)
     whole = layer(u)
@@ -250,7 +250,7 @@ def test_any_length_at_any_time(cls, L):
 @pytest.mark.parametrize("sequence", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kept", [torch.float32, torch.float64])
 def test_outputs_have_the_dtype_of_the_input_and_states_keep_their_own(cls, batch, weights, sequence, kept):
-    """Whatever the weights have, and few streams or many; `forward` takes float64 input without rounding it."""
+    """For any dtype of the weights, with few streams and with many; `forward` does not round float64 input."""
     layer = cls(3, 8, dtype=weights)
     u = torch.randn(batch, 30, 3, dtype=sequence)
     y, state = layer(u), layer.initial_state(batch, dtype=kept)
@@ -268,7 +268,7 @@ def test_outputs_have_the_dtype_of_the_input_and_states_keep_their_own(cls, batc
 
 @BOTH
 def test_a_system_is_a_value_of_the_weights(cls):
-    """Made once, it stays what it was; gradients flow through it."""
+    """It does not change, and gradients flow through it."""
     layer = cls(3, 8)
     u, state = torch.randn(2, 3), layer.initial_state(2)
     system = layer.system()
@@ -299,7 +299,7 @@ def test_truncated_backpropagation(cls):
 
 
 @BOTH
-def test_layers_train_with_every_optimiser_that_wants_real_parameters(cls):
+def test_layers_train_with_every_optimiser_that_needs_real_parameters(cls):
     layer = cls(3, 8)
     for optimizer in (
         torch.optim.AdamW(layer.parameters(), fused=True),
@@ -406,8 +406,8 @@ def test_discretisation_names():
 
 @pytest.mark.parametrize("option", [{}, {"channels": 3}, {"n_ssm": 2, "tie_dt": True}])
 @pytest.mark.parametrize("cls", [S4, S4D])
-def test_a_stream_does_not_see_how_many_run_beside_it(cls, option):
-    """Few streams step by products and sums, many by matrix products: states, outputs and gradients are the same."""
+def test_a_stream_does_not_depend_on_the_number_of_streams(cls, option):
+    """Few streams use elementwise products, many use matrix products: states, outputs and gradients are the same."""
     layer = cls(4, 8, **option).double()
     system = layer.system()
     u = torch.randn(3, 2, 4, 4, dtype=torch.double)
@@ -433,7 +433,7 @@ def test_a_stream_does_not_see_how_many_run_beside_it(cls, option):
 
 @BOTH
 def test_a_system_holds_all_that_it_was_made_of(cls):
-    """Handed in after the weights have changed, it gives what it gave before, in all three modes: D is in it too."""
+    """After a change of the weights it gives the same output, in all three modes: it holds D too."""
     layer, u = cls(3, 8).double(), torch.randn(2, 7, 3, dtype=torch.double)
     system, before = layer.system(), layer(u)
     with torch.no_grad():
@@ -448,7 +448,7 @@ def test_a_system_holds_all_that_it_was_made_of(cls):
 
 @BOTH
 def test_autocast_leaves_every_mode_in_float32(cls):
-    """Bit by bit, for few streams and for many (which take matrix products), systems made inside and outside."""
+    """To the bit, for few streams and for many (by matrix products), with systems made inside and outside."""
     layer, u = cls(3, 8, channels=2), torch.randn(6, 30, 3)
     state, system = layer.initial_state(6), layer.system()
 
@@ -470,7 +470,7 @@ def test_autocast_leaves_every_mode_in_float32(cls):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_an_empty_sequence_has_gradients(name):
-    """Of nothing, and none of them is other than zero."""
+    """All gradients exist and are zero."""
     layer = LAYERS[name]()
     u = torch.randn(2, 0, layer.d_model, requires_grad=True)
     outputs = [layer(u), layer.kernel(0)]
@@ -525,8 +525,8 @@ NUMBERS = {
 
 @pytest.mark.parametrize("value", [True, False, math.inf, math.nan, "1"])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_what_is_no_number_is_refused(name, value):
-    """In one sentence that names the argument and what came."""
+def test_values_that_are_not_numbers_are_refused(name, value):
+    """By one sentence with the argument and the received value."""
     if name == "index" and not isinstance(value, bool):
         return
     with pytest.raises((TypeError, ValueError), match=f"`{name.split(' of ')[0]}` must be .*, got {value!r}"):

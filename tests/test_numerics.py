@@ -35,7 +35,7 @@ def test_float32_kernels(cls, init, N, L, bound):
 @pytest.mark.parametrize("L", [1000, 16384])
 @pytest.mark.parametrize("init", ["legs", "legt", "fout"])
 def test_float32_gradients_of_s4(init, L, N):
-    """Taken in float32 from factors made in float64, against float64 throughout, parameter by parameter."""
+    """Computed in float32 from float64 factors, compared with all in float64, for each parameter."""
     layer = S4(len(STEPS), N, init=init)
     with torch.no_grad():
         layer.log_dt.copy_(STEPS.log())
@@ -68,7 +68,7 @@ def test_a_stream_runs_in_constant_memory(cls):
 @pytest.mark.parametrize("M", [1, 2, 16])
 @pytest.mark.parametrize("N", [2, 64, 512])
 def test_the_cost_model_of_krylov_products(N, M, L):
-    """It counts what is multiplied and what is kept, and no other layout that covers the length is cheaper."""
+    """It counts multiplications and memory correctly, and no other layout of this length is cheaper."""
     krylov = sys.modules["ssmkit.ops.krylov"]
     layout = krylov._layout(N, M, L)
     covers = layout.blocks << layout.wide << layout.baby
@@ -85,6 +85,6 @@ def test_the_cost_model_of_krylov_products(N, M, L):
             krylov._product(rows, columns, L)
         with mock.patch.object(krylov, "_READ_ROWS", 0):
             assert counter.get_total_flops() == 2 * layout.cost(N, M)
-        # Columns and rows are there twice at their making: before and after the last doubling, and as the cast.
+        # Columns and rows are in memory twice: before and after the last doubling, and as the cast.
         numbers = sum(x.numel() for x in table) + 2 * (columns.numel() + rows.numel())
         assert krylov._factor_numbers(N, M, L) == numbers

@@ -1,4 +1,4 @@
-"""Every fast operation is its naive twin, in values and gradients, and stays small."""
+"""Every fast operation agrees with its naive version, in values and gradients, and needs little memory."""
 
 import math
 import sys
@@ -74,7 +74,7 @@ def test_vandermonde_transpose_is_the_transpose():
     assert torch.allclose(left, right, rtol=1e-10)
 
 
-def test_vandermonde_takes_zero_for_a_node():
+def test_vandermonde_accepts_zero_as_a_node():
     x = torch.zeros(1, dtype=torch.complex128, requires_grad=True)
     y = ops.vandermonde(torch.ones(1, dtype=torch.complex128), x, 5)
     assert y.real.tolist() == [1, 0, 0, 0, 0]
@@ -112,8 +112,8 @@ def test_cauchy_at_the_roots_of_unity(L, N, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_cauchy_at_none_and_one_of_the_roots_of_unity(dtype):
-    """There is one node of one, and it is 1; of none there is nothing, in the right shape and dtype."""
+def test_cauchy_at_the_roots_of_unity_for_lengths_zero_and_one(dtype):
+    """For L = 1 the node is 1; for L = 0 the result is empty, with the right shape and dtype."""
     v, w = random_complex(2, 3, dtype=dtype), (0.5 * random_complex(2, 3)).to(dtype)
     one, none = (ops.cauchy_roots_of_unity(v, w, L) for L in (1, 0))
     assert torch.allclose(one[:, 0], (v / (1 - w)).sum(-1))
@@ -122,7 +122,7 @@ def test_cauchy_at_none_and_one_of_the_roots_of_unity(dtype):
 
 
 def contraction(*batch, N, slow=1e-3):
-    """A real matrix whose powers shrink, with slow and fast modes."""
+    """A real matrix whose powers shrink, with slow and fast poles."""
     q = torch.linalg.qr(torch.randn(*batch, N, N, dtype=torch.float64))[0]
     return q * torch.exp(-torch.logspace(math.log10(slow), 0, N, dtype=torch.float64))
 
@@ -247,7 +247,7 @@ def test_single_precision_of_causal_conv(L):
 @pytest.mark.numerical
 @pytest.mark.parametrize("L", [1000, LONG])
 def test_single_precision_of_cauchy(L):
-    """Relative to the sum of the terms' sizes, as they cancel; values and gradients."""
+    """Relative to the sum of the sizes of the terms, as terms cancel; values and gradients."""
     turn = 2 * math.pi / L * torch.arange(L, dtype=torch.float64)
     z = torch.polar(torch.ones_like(turn), turn).to(torch.complex64)
     v, w = random_complex(2, 16, dtype=torch.complex64), (0.99 * decaying(2, 16)).to(torch.complex64)
@@ -301,7 +301,7 @@ def test_no_fast_path_holds_all_terms():
     }
     peaks = {name: peak_memory(run) / everything for name, run in runs.items() if name != "cauchy"}
     assert max(peaks.values()) < 0.6, peaks
-    # The blocks of `cauchy` are of a fixed size: held against a problem that is much larger than one.
+    # The blocks of `cauchy` have a fixed size, so the problem must be much larger than one.
     big = torch.polar(torch.full((1 << 19,), 2.0), torch.linspace(0, 6, 1 << 19))
     assert peak_memory(lambda: ops.cauchy(v, big, x).abs().sum().backward()) < 0.5 * H * N * len(big) * 8
 

@@ -1,4 +1,4 @@
-"""Which parameter is trained how."""
+"""Parameter groups."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def sorted_by_name(model, **options):
     ]
 
 
-def test_every_parameter_stands_in_one_group():
+def test_every_parameter_is_in_one_group():
     model = network()
     groups = sorted_by_name(model, lr=4e-3, weight_decay=0.1)
     assert [g[:2] for g in groups] == [(1e-3, 0.0), (4e-3, 0.0), (4e-3, 0.1)]
@@ -51,7 +51,7 @@ NORMS = [
 
 @pytest.mark.parametrize("norm", NORMS, ids=lambda m: type(m).__name__)
 def test_norms_do_not_decay(norm):
-    """Of whatever kind, weights as well as biases, wherever in a model they stand."""
+    """All kinds of norms, weights and biases, anywhere in a model."""
     model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Sequential(norm))
     plain, decayed = sorted_by_name(model, lr=1e-2, weight_decay=0.1)
     norms = sorted(f"1.0.{name}" for name, _ in norm.named_parameters())
@@ -60,18 +60,18 @@ def test_norms_do_not_decay(norm):
     assert decayed == (1e-2, 0.1, ["0.weight"])
 
 
-def test_there_is_no_decay_unless_it_is_asked_for():
+def test_there_is_no_decay_by_default():
     assert {decay for _, decay, _ in sorted_by_name(network(), lr=1e-2)} == {0.0}
 
 
-def test_biases_go_by_their_name():
+def test_biases_are_found_by_their_name():
     layer = nn.LSTM(2, 2)
     plain, decayed = sorted_by_name(layer, lr=1e-2, weight_decay=0.1)
     assert plain[2] == ["bias_hh_l0", "bias_ih_l0"]
     assert decayed[2] == ["weight_hh_l0", "weight_ih_l0"]
 
 
-def test_the_smaller_rate_is_the_smaller():
+def test_the_smaller_of_both_rates_is_used():
     assert sorted_by_name(S4D(4), lr=5e-4)[0][0] == 5e-4
     assert sorted_by_name(S4D(4), lr=1e-2)[0][0] == 1e-3
     assert sorted_by_name(S4D(4), lr=1e-2, ssm_lr=1e-4)[0][0] == 1e-4
@@ -91,7 +91,7 @@ def test_empty_groups_are_left_out():
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
-def test_any_optimiser_takes_them(optimizer):
+def test_any_optimiser_accepts_them(optimizer):
     model = network()
     opt = optimizer(param_groups(model, 1e-3, 0.01))
     before = [p.detach().clone() for p in model.parameters()]
@@ -100,7 +100,7 @@ def test_any_optimiser_takes_them(optimizer):
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_own_layers_join_in():
+def test_layers_of_the_user_are_included():
     class Own(nn.Module):
         SSM_PARAMETERS = ("poles",)
 

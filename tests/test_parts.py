@@ -1,4 +1,4 @@
-"""Systems are values: what is kept with them carries no graph, and nothing that is later done to a layer moves them."""
+"""Systems are values: their kept parts carry no graph, and no later change of a layer changes them."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import ssmkit
 from ssmkit.testing import relative_error
-from test_room import LRU
+from test_own_layer import LRU
 
 KINDS = {
     "S4": lambda: ssmkit.S4(3, 8),
@@ -53,7 +53,7 @@ def kept(system):
 @ALL
 @EACH
 @pytest.mark.parametrize("first", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_right_after_a_use_without_them(kind, mode, first):
+def test_gradients_are_correct_after_a_use_without_them(kind, mode, first):
     layer, u = made(kind)
     system = layer.system()
     with first():
@@ -119,7 +119,7 @@ def test_compile(kind, mode, made_where):
 
 
 @ALL
-def test_a_prepared_step_compiles_as_one_graph_and_keeps_what_it_had(kind):
+def test_a_prepared_step_compiles_as_one_graph_and_keeps_its_parts(kind):
     layer, u = made(kind)
     with torch.no_grad():
         system = layer.system()
@@ -154,7 +154,7 @@ def test_export(kind, prepared):
 
 @ALL
 def test_a_fake_run_keeps_nothing(kind):
-    """The shapes of a run may be asked for without running it."""
+    """With fake tensors, which compute only shapes."""
     layer, u = made(kind)
     with torch.no_grad():
         system = layer.system()
@@ -166,7 +166,7 @@ def test_a_fake_run_keeps_nothing(kind):
 
 @ALL
 @EACH
-def test_torch_func_leaves_nothing_behind(kind, mode):
+def test_torch_func_keeps_no_parts(kind, mode):
     layer, u = made(kind)
     with torch.no_grad():
         system = layer.system()
@@ -184,8 +184,8 @@ def test_torch_func_leaves_nothing_behind(kind, mode):
 
 @ALL
 @pytest.mark.parametrize("used", [True, False])
-def test_parameters_changed_in_place_leave_a_system_as_it_was(kind, used):
-    """To the bit, whether its parts were made before or are made after."""
+def test_parameters_changed_in_place_do_not_change_a_system(kind, used):
+    """To the bit, with parts made before and with parts made after."""
     layer, u = made(kind)
     with torch.no_grad():
         system, other = layer.system(), layer.system()
@@ -215,7 +215,7 @@ def test_replaced_copied_and_pickled_systems_have_no_parts(kind):
             assert torch.equal(MODES["scan"](layer, u, again), y)
 
 
-def test_autocast_does_not_reach_what_is_kept():
+def test_autocast_does_not_affect_kept_parts():
     system = ssmkit.S4(3, 8).system()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         system.chunk_coefficients(32)
@@ -239,7 +239,7 @@ def test_a_system_that_only_steps_holds_no_matrix():
 
 
 def test_a_scan_keeps_two_chunks_at_most():
-    """Whatever lengths come: a part for each of two chunk lengths, and none for what is left over."""
+    """For inputs of any lengths: a part for each of two chunk lengths, and none for the rest."""
     layer = ssmkit.S4(2, 8)
     with torch.no_grad():
         system, state = layer.system(), layer.initial_state(1)

@@ -1,4 +1,4 @@
-"""Rows at phases of their own: what a batch gives for each of them is what the row gives alone."""
+"""Rows with different phases: each row gives the same as alone."""
 
 from functools import partial
 
@@ -88,7 +88,7 @@ def test_the_engine_on_rows_at_different_phases(name, threads, depths, split):
         y = torch.cat([stream.run(u[:, :split]), stream.run(u[:, split:])], 1)
         assert relative_error(y, expected) < 1e-5
         assert_same_state(stream.state, end, 1e-5)
-        # To the bit what the rows give alone.
+        # The same as each row alone, to the bit.
         for i in range(len(depths)):
             alone = engine.start(1, state=states.select(state, [i]))
             assert torch.equal(alone.run(u[[i]]), y[[i]])
@@ -110,7 +110,7 @@ def test_a_phase_is_an_integer_where_rows_agree_and_a_tensor_where_they_differ()
     assert states.concatenate([early, early])[1][0][2] == 1
     both = states.concatenate([early, late])
     assert both[1][0][2].tolist() == [1, 1, 2, 2]
-    # In the inner tier they agree again by one frame.
+    # In the inner tier they agree again after one frame.
     assert both[1][0][3][1][0][2].tolist() == [1, 1, 0, 0]
     assert states.concatenate([both, early])[1][0][2].tolist() == [1, 1, 2, 2, 1, 1]
     assert states.concatenate([early, both])[1][0][2].tolist() == [1, 1, 1, 1, 2, 2]
@@ -122,7 +122,7 @@ def test_a_phase_is_an_integer_where_rows_agree_and_a_tensor_where_they_differ()
     assert states.move(both, device="meta")[1][0][2].device.type == "meta"
 
 
-def test_a_row_selected_without_its_batch_axis_goes_on():
+def test_a_row_selected_without_its_batch_axis_continues():
     net = nested().double()
     with torch.no_grad():
         state, u, expected, _ = started(net, (3, 7, 11), torch.float64)
@@ -137,7 +137,7 @@ def test_a_row_selected_without_its_batch_axis_goes_on():
 
 
 def test_several_batch_axes():
-    """Joined along the first axis, phases say nothing of the second one; they are read as far as they go."""
+    """States are joined along the first axis, so their phases have no second axis."""
     net = nested().double()
     u = torch.randn(5, 3, 60, 2, dtype=torch.float64)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_several_batch_axes():
         assert after[1][0][2].shape == (5, 3)
         y, after = net.step(later[:, :, 17], after)
         assert relative_error(y, expected[:, :, 17]) < 1e-10
-        # A state read and one just joined: the larger phase gives its axes to the other.
+        # A state after a scan and a joined one: the phase with fewer axes is expanded.
         mixed = states.concatenate([states.select(after, [0, 4]), states.select(state, [2])])
         assert mixed[1][0][2].shape == (3, 3)
         y, _ = net.scan(torch.cat([later[[0, 4], :, 18:], later[[2], :, :22]]), mixed)
@@ -166,7 +166,7 @@ def test_several_batch_axes():
 
 
 @pytest.mark.parametrize("mode", ["step", "scan"])
-def test_streams_that_start_anew_one_by_one(mode):
+def test_streams_that_are_restarted_one_by_one(mode):
     net = nested().double()
     u = torch.randn(4, 50, 2, dtype=torch.float64)
     state, begins, expected = net.initial_state(4, dtype=torch.float64), [0] * 4, []
@@ -212,7 +212,7 @@ def test_the_masks_of_tied_dropout_stay_with_their_rows():
 
 
 def test_compiled_steps_of_rows_at_different_phases():
-    """The same numbers, and nothing compiled after the first samples."""
+    """The same numbers, and no compilation after the first samples."""
     net = nested()
     with torch.no_grad():
         state, u, expected, end = started(net, (0, 4, 11), torch.float32)
@@ -224,8 +224,8 @@ def test_compiled_steps_of_rows_at_different_phases():
     assert_same_state(state, end, 1e-5)
 
 
-def test_steps_and_scans_do_not_look_into_phases():
-    """A whole graph can be made of them, which a look at a value would break."""
+def test_steps_and_scans_do_not_read_the_values_of_phases():
+    """They compile to one graph, which reading a value would break."""
     inner = Residual(MultiRate(8, Sequential(nn.Linear(16, 16)), 2))
     net = Sequential(nn.Linear(2, 4), MultiRate(4, inner, 3)).eval()
     with torch.no_grad():
@@ -257,14 +257,14 @@ def test_generation_of_streams_at_different_phases():
 
 
 def test_samples_past_the_end_are_the_last_one():
-    """Never what lies behind it in the memory: that could be no number, and spoil gradients."""
+    """Never values beyond it in the memory: these could be NaN, and make gradients NaN."""
     x = torch.arange(12.0).reshape(2, 3, 2)
     y = pooling._samples(x, torch.tensor([2, 0]), 4)
     assert torch.equal(y, torch.stack([x[0, [2, 2, 2, 2]], x[1, [0, 1, 2, 2]]]))
 
 
 @pytest.mark.parametrize("phase", [-1, 4, 1.0, torch.tensor(1.0), torch.tensor([0, 1, 2]), torch.zeros(2, 1).long()])
-def test_what_is_no_phase_is_refused(phase):
+def test_values_that_are_not_phases_are_refused(phase):
     layer = MultiRate(2, S4D(4), pool=4)
     filling, emitting, _, inner = layer.initial_state(2)
     state = (filling, emitting, phase, inner)

@@ -14,7 +14,7 @@ def test_the_notebooks_shapes():
     assert UpPool(2)(z).shape == (1, 64, 2)
 
 
-def test_frames_hold_features_outside_and_samples_inside():
+def test_frames_are_ordered_by_feature_and_sample():
     down, up = DownPool(2, pool=3, expand=3), UpPool(2, pool=3, expand=3)
     with torch.no_grad():
         for linear in (down.linear, up.linear):
@@ -22,7 +22,7 @@ def test_frames_hold_features_outside_and_samples_inside():
             linear.bias.zero_()
     u = torch.arange(12.0).reshape(1, 6, 2)
     assert down(u)[0, 0].tolist() == [0, 2, 4, 1, 3, 5]
-    # What went down comes up one frame later.
+    # The input of a frame is emitted one frame later.
     assert torch.equal(up(down(u))[:, 3:], u[:, :3])
     assert torch.equal(up(down(u))[:, :3], torch.zeros(1, 3, 2))
 
@@ -38,15 +38,15 @@ def test_down_pool_pads_the_last_frame(L):
 
 @pytest.mark.parametrize("L", [0, 1, 3, 4, 5, 8, 17])
 @pytest.mark.parametrize("pool", [1, 2, 3, 4])
-def test_the_wrapper_is_down_inner_up(L, pool):
+def test_the_wrapper_is_down_pool_layer_up_pool(L, pool):
     layer = MultiRate(2, S4D(4, 4), pool).double()
     u = torch.randn(3, L, 2, dtype=torch.float64)
     expected = layer.up(layer.layer(layer.down(u)))[:, :L]
     assert relative_error(layer(u), expected) < 1e-12
 
 
-def test_a_frame_is_heard_from_the_next_one_on():
-    """∂y_k/∂u_j vanishes unless j lies in a frame before k's, and does not vanish there."""
+def test_a_frame_has_an_effect_from_the_next_one_on():
+    """∂y_k/∂u_j is nonzero if and only if j is in a frame before that of k."""
     pool, L = 4, 14
     layer = MultiRate(1, S4D(2, 4), pool).double()
     u = torch.randn(L, 1, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_every_step_gives_an_output_and_the_inner_layer_runs_once_a_frame():
     assert phases == [(1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 1), (3, 1), (0, 2)]
 
 
-def test_phases_are_whole_numbers_that_the_batch_shares():
+def test_phases_are_integers_for_the_whole_batch():
     layer = Residual(MultiRate(2, Sequential(MultiRate(4, S4D(8, 4), 2)), 3)).double()
     u = torch.randn(2, 50, 2, dtype=torch.float64)
     state = layer.initial_state(2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""examples/sashimi_youtubemix.py as a user runs it: every command, killed runs, several processes, bad input."""
+"""examples/sashimi_youtubemix.py as a user runs it: every command, killed runs, several processes, wrong input."""
 
 import io
 import json
@@ -27,7 +27,7 @@ SMALL = ["--sample-rate", "16000", "--excerpt", "256", "--d-model", "4", "--d-st
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """The program in this process: exit status, output, errors."""
+    """Runs the example in this process: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
 
     def go(*arguments):
@@ -62,7 +62,7 @@ def names(folder):
 # Help
 
 
-def test_every_command_explains_itself(call):
+def test_every_command_has_help(call):
     status, out, _ = call("--help")
     assert status == 0
     for command in ("train", "evaluate", "generate", "overfit", "report"):
@@ -78,7 +78,7 @@ def test_every_command_explains_itself(call):
 # Training
 
 
-def test_a_run_leaves_what_it_takes_to_use_it(trained):
+def test_a_run_writes_all_files_for_its_use(trained):
     folder = trained / "run"
     assert names(folder) == {
         "config.json",
@@ -92,7 +92,7 @@ def test_a_run_leaves_what_it_takes_to_use_it(trained):
     assert ["held_out" in line for line in lines] == [False, True, False, True]
 
 
-def test_the_settings_of_a_run_can_be_given_back(trained, call):
+def test_the_settings_file_of_a_run_can_be_used_again(trained, call):
     status, _, err = call("train", "--config", trained / "run/config.json", "--out", "again")
     assert status == 0, err
     folders = (program.Path("again"), trained / "run")
@@ -100,7 +100,7 @@ def test_the_settings_of_a_run_can_be_given_back(trained, call):
     assert first == pytest.approx(second, rel=1e-5)
 
 
-def test_a_preset_is_where_settings_start(call, trained):
+def test_settings_start_from_a_preset(call, trained):
     changes = [*SMALL, "--steps", "1", "--no-recompute", "--data", trained / "data"]
     assert call("train", "--preset", "notebook", *changes, "--out", "run")[0] == 0
     found = json.loads(program.Path("run/config.json").read_text())
@@ -115,13 +115,13 @@ def test_a_preset_is_where_settings_start(call, trained):
         assert (found.sample_rate, found.ssm_lr) == (16_000, 1e-3)
 
 
-def test_a_finished_run_is_not_trained_again_and_more_steps_go_on(trained, call, tmp_path):
+def test_a_finished_run_is_not_trained_again_and_continues_with_more_steps(trained, call, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
     before = (tmp_path / "run/log.jsonl").read_text()
     same = ["train", "--config", "run/config.json", "--out", "run"]
     status, out, _ = call(*same)
     assert status == 0
-    assert "going on after step 4 of 4" in out
+    assert "continuing after step 4 of 4" in out
     assert (tmp_path / "run/log.jsonl").read_text() == before
     assert call(*same, "--steps", "6")[0] == 0
     assert [line["step"] for line in storage.Run(tmp_path / "run").history()] == [1, 2, 3, 4, 5, 6]
@@ -136,8 +136,8 @@ def test_files_of_another_rate_are_resampled_with_a_notice(call, tmp_path):
     assert "2 clips to train on, 1 held out, 16000 Hz" in out
 
 
-def test_short_clips_in_folders_of_their_own(call, tmp_path):
-    """As SC09 has them: a folder per word, a second or less each."""
+def test_short_clips_in_subfolders(call, tmp_path):
+    """As in SC09: a folder per word, with clips of a second or less."""
     for i, name in enumerate(("zero/a.wav", "zero/b.wav", "one/a.wav", "nine/c.wav")):
         (tmp_path / "sc09" / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / "sc09" / name, 0.01 + 0.01 * i)
@@ -150,8 +150,8 @@ def test_short_clips_in_folders_of_their_own(call, tmp_path):
 
 
 @pytest.mark.parametrize("ema", [0, 0.9])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, trained, ema):
-    """kill -9 while it runs: the same losses, bit for bit, as a run that was left alone."""
+def test_a_killed_run_continues_as_if_it_had_not_been_killed(tmp_path, trained, ema):
+    """kill -9 while it runs: the same losses, bit for bit, as a run that was not killed."""
     arguments = ["train", *SMALL, "--data", trained / "data", "--steps", 60, "--checkpoint-every", 3, "--ema", ema]
     arguments += ["--dropout", 0.1]
     assert run(*arguments, "--out", "whole", cwd=tmp_path).returncode == 0
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, trained, ema):
     done = run(*arguments, "--out", "killed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "killed") == names(tmp_path / "whole")
-    assert "going on after step" in done.stdout
+    assert "continuing after step" in done.stdout
     losses = [[line["bits"] for line in storage.Run(tmp_path / name).history()] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 60
@@ -207,7 +207,7 @@ def test_evaluation_prints_the_table(trained, call):
 # Generating
 
 
-def test_generation_writes_what_was_asked_for(trained, call, tmp_path):
+def test_generation_writes_the_files_of_its_options(trained, call, tmp_path):
     common = ["generate", "--model", trained / "run", "--seconds", 0.02, "--batch", 2]
     status, out, err = call(*common, "--prime", trained / "data/a.wav", "--prime-seconds", 0.1, "--out", "x.wav")
     assert status == 0, err
@@ -237,7 +237,7 @@ def test_a_generation_can_be_continued(trained, call, tmp_path):
     assert np.array_equal(whole, np.concatenate([first, then]))
 
 
-def test_control_c_keeps_what_there_is(trained, tmp_path):
+def test_control_c_keeps_the_blocks_so_far(trained, tmp_path):
     command = [sys.executable, str(EXAMPLES / "sashimi_youtubemix.py"), "generate", "--model", str(trained / "run")]
     command += ["--seconds", "600", "--out", "long.wav"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -246,7 +246,7 @@ def test_control_c_keeps_what_there_is(trained, tmp_path):
         if (tmp_path / "long.wav").exists() and (tmp_path / "long.wav").stat().st_size > 5000:
             break
         time.sleep(0.05)
-    # What is there can be played while it grows.
+    # The file can be played while it is written.
     assert sf.info(tmp_path / "long.wav").frames > 2000
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -258,7 +258,7 @@ def test_control_c_keeps_what_there_is(trained, tmp_path):
     assert (tmp_path / "long.state").exists()
 
 
-def test_the_model_that_comes_along_plays(call, tmp_path):
+def test_the_model_of_the_example_generates(call, tmp_path):
     status, out, err = call("generate", "--seconds", 0.1)
     assert status == 0, err
     bits = float(re.search(r"generated.wav: 0.10 s generated, ([\d.]+) bits per sample", out).group(1))
@@ -290,7 +290,7 @@ def test_without_arguments_it_runs_from_end_to_end(tmp_path, call, monkeypatch):
     )
     page = (tmp_path / "runs/youtubemix/report.html").read_text()
     assert page.count("data:audio/wav;base64,") == 3
-    # Nothing is fetched from anywhere.
+    # Nothing is downloaded.
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     for text in (
         "a model of one slow piano piece",
@@ -359,7 +359,7 @@ def _silent(data):
     ],
     ids=["missing", "empty", "not audio", "one clip", "short clips", "no samples"],
 )
-def test_bad_data_gets_one_sentence(tmp_path, call, make, message):
+def test_bad_data_gives_an_error_of_one_sentence(tmp_path, call, make, message):
     (tmp_path / "data").mkdir()
     make(tmp_path / "data")
     status, _, err = call("train", *SMALL, "--steps", 2, "--data", "data", "--out", "out")
@@ -415,7 +415,7 @@ def _snapshot(folder):
         (["report", "--run", "data"], r"data/model.safetensors does not exist"),
     ],
 )
-def test_bad_arguments_get_one_sentence_and_overwrite_nothing(trained, call, tmp_path, arguments, message):
+def test_bad_arguments_give_an_error_of_one_sentence_and_overwrite_nothing(trained, call, tmp_path, arguments, message):
     shutil.copytree(trained / "run", tmp_path / "run")
     shutil.copytree(trained / "data", tmp_path / "data")
     write(tmp_path / "odd.wav", 0.1, 8000)
@@ -427,7 +427,7 @@ def test_bad_arguments_get_one_sentence_and_overwrite_nothing(trained, call, tmp
 
 
 @pytest.mark.parametrize("damage", ["checkpoint", "state", "foreign"])
-def test_a_damaged_checkpoint_is_named_and_left_alone(trained, call, tmp_path, damage):
+def test_a_damaged_checkpoint_is_named_and_not_changed(trained, call, tmp_path, damage):
     shutil.copytree(trained / "run", tmp_path / "run")
     checkpoint = tmp_path / "run/checkpoint-00000004.safetensors"
     if damage == "checkpoint":
@@ -459,7 +459,7 @@ def test_the_embedded_clips_say_where_they_come_from():
 
 
 def test_the_embedded_clips_are_one_piece_at_its_own_tempo_each():
-    """No measure on the held-out take is one of a take that was trained on at almost the same tempo."""
+    """The tempo of the held-out take is not close to that of a training take."""
     clips = json.loads((PIANO / "metadata.json").read_text())
     files = {clip["file"]: clip["tempo"] for clip in clips}
     assert set(files) == {str(p.relative_to(PIANO)) for p in PIANO.rglob("*.flac")}
@@ -472,8 +472,8 @@ def test_the_embedded_clips_are_one_piece_at_its_own_tempo_each():
 # Streams
 
 
-def test_a_stream_can_be_piped_and_stops_when_nobody_listens(trained, tmp_path, call):
-    """The WAV goes to standard output while it is made, the same as in a file; a closed player ends it quietly."""
+def test_a_stream_can_be_piped_and_stops_when_the_reader_is_closed(trained, tmp_path, call):
+    """The WAV is written to standard output block by block, the same as to a file; a closed player ends it quietly."""
     command = [sys.executable, str(EXAMPLES / "sashimi_youtubemix.py"), "generate", "--model", str(trained / "run")]
     done = subprocess.run([*command, "--stream", "--seconds", "0.1"], capture_output=True, check=True, cwd=tmp_path)
     assert b"0.10 s generated" in done.stderr
@@ -495,7 +495,7 @@ def test_a_stream_can_be_piped_and_stops_when_nobody_listens(trained, tmp_path, 
     assert "generated" in error
 
 
-def test_all_engines_play_the_same(trained, tmp_path, call):
+def test_all_engines_generate_the_same(trained, tmp_path, call):
     sounds = []
     for engine in ("program", "step", "compile", "auto"):
         out = tmp_path / f"{engine}.wav"
@@ -508,7 +508,7 @@ def test_all_engines_play_the_same(trained, tmp_path, call):
     assert all(sound == sounds[0] for sound in sounds)
 
 
-def test_strings_ring_along(tmp_path):
+def test_strings_resonate(tmp_path):
     """From a file or a pipe, in blocks of any size, one channel or two: the same as the layer at once."""
     rate, command = 8000, [sys.executable, str(EXAMPLES / "ringing_strings.py")]
     t = torch.arange(rate)[:, None] / rate
@@ -528,7 +528,7 @@ def test_strings_ring_along(tmp_path):
     with torch.no_grad():
         expected = layer(dry.T[..., None])[..., 0].T
     assert float((torch.from_numpy(wet) - expected).abs().max()) < 1e-4
-    # A tone that is a string's keeps on ringing, and louder than noise of more power does.
+    # A tone at the pitch of a string resonates, and louder than noise of more power.
     tone, noise = (torch.from_numpy(wet) - dry).square().mean(0).tolist()
     assert tone > 3 * noise
     for wrong, words in (([str(tmp_path / "none.wav")], "cannot be read"), (["-"], "is not WAV")):
@@ -537,7 +537,7 @@ def test_strings_ring_along(tmp_path):
         assert words in failed.stderr.decode()
 
 
-def test_without_numba_it_says_what_to_install_or_to_give(trained, tmp_path):
+def test_without_numba_the_error_says_what_to_install_or_to_give(trained, tmp_path):
     hidden = (
         f"import sys; sys.modules['numba'] = None; sys.path.insert(0, {str(EXAMPLES)!r}); import sashimi_youtubemix"
     )

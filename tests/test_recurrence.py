@@ -71,7 +71,7 @@ def test_time_may_be_any_axis(dim):
 
 
 def test_input_and_state_broadcast():
-    """An input for all heads and a state for the whole batch get the gradients of all that they are used for."""
+    """The gradients of an input for all heads and of a state for the whole batch are sums over their uses."""
     a, v, x = 0.5 * drawn(3, 4, complex_=True), drawn(2, 300, 1, 4, complex_=False), drawn(4, complex_=False)
     weights = [drawn(2, 300, 3, 4, complex_=True), drawn(2, 3, 4, complex_=True)]
     fast, naive = (results_and_gradients(f, (a, v, x), weights, dim=1) for f in (recurrence, naive_recurrence))
@@ -80,8 +80,8 @@ def test_input_and_state_broadcast():
 
 
 @pytest.mark.parametrize("L", [5, 300])
-def test_only_some_gradients_may_be_asked_for(L):
-    """Of the last state alone, and to one argument alone."""
+def test_only_some_gradients_may_be_computed(L):
+    """Only of the last state, and only to one argument."""
     arguments = (0.9 * torch.rand(L, 1), torch.randn(L, 2), torch.randn(2))
     for at in range(3):
         grads = []
@@ -91,7 +91,7 @@ def test_only_some_gradients_may_be_asked_for(L):
         assert relative_error(*grads) < 1e-12
 
 
-def test_nothing_leaves_the_state_as_it_is():
+def test_an_empty_sequence_leaves_the_state_unchanged():
     a, v, x = (z.requires_grad_() for z in (torch.rand(3), torch.randn(2, 0, 3), torch.randn(2, 3)))
     states, last = recurrence(a, v, x)
     assert states.shape == (2, 0, 3)
@@ -107,8 +107,8 @@ def test_it_starts_at_zero_without_a_state():
         assert torch.equal(with_state, without)
 
 
-def test_a_zero_starts_anew():
-    """What comes after a coefficient of zero does not depend on what was before it, to the bit."""
+def test_a_zero_coefficient_restarts_the_recurrence():
+    """States after a coefficient of zero do not depend on samples before it, to the bit."""
     a, v = torch.rand(700, 3), torch.randn(700, 3)
     for at in (0, 1, 64, 100, 699):
         reset = a.clone()
@@ -128,7 +128,7 @@ def test_first_and_second_derivatives():
 
 @pytest.mark.parametrize("decay", [1e-6, 1e-3, 1e-1])
 def test_single_precision_does_not_drift(decay):
-    """20,000 samples in float32, poles in float64: against the same in float64."""
+    """20,000 samples in float32, with poles in float64, compared with all in float64."""
     a = torch.polar(torch.full((8,), -decay, dtype=torch.float64).exp(), torch.linspace(0, 3, 8, dtype=torch.float64))
     v = torch.randn(20_000, 8)
     exact, _ = naive_recurrence(a, v.double())
@@ -198,7 +198,7 @@ def test_bad_input(call, error, message):
 
 
 def test_forms_of_complex_numbers():
-    """Pairs, interleaved and rows say the same numbers, conjugate views and strided tensors among them."""
+    """Pairs, interleaved numbers and rows agree, also for conjugate views and strided tensors."""
     z, s, a = (torch.randn(4, 3, dtype=torch.complex128) for _ in range(3))
     for w in (z, z.conj(), z.T.contiguous().T, copy.deepcopy(z)[:, [0, 2, 1]]):
         assert torch.equal(forms.from_pairs(forms.to_pairs(w)), w)

@@ -1,4 +1,4 @@
-"""The selective scan, S6 and Mamba: values and gradients against loops, starts, memory and strong decays."""
+"""The selective scan, S6 and Mamba: values and gradients against loops, initialisation, memory and strong decays."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ MAMBAS = {name: make for name, make in COMPOSED.items() if isinstance(make(), Ma
 
 
 def arguments(batch, L, E, N, B_groups, C_groups, start=True, dtype=torch.float64):
-    """Numbers for a scan; no groups mean gains that are the same at all times."""
+    """Numbers for a scan; without groups the gains are constant."""
 
     def gains(groups):
         return torch.randn(*((batch, L, groups, N) if groups else (E, N)), dtype=dtype)
@@ -36,8 +36,8 @@ def arguments(batch, L, E, N, B_groups, C_groups, start=True, dtype=torch.float6
     block=st.sampled_from([1, 24, 50, 10**6]),
     samples=st.sampled_from([1, 3]),
 )
-def test_the_scan_is_the_loop_in_values_and_gradients(batch, L, groups, N, start, block, samples):
-    """Whatever the blocks of samples and of rows."""
+def test_the_scan_agrees_with_the_loop_in_values_and_gradients(batch, L, groups, N, start, block, samples):
+    """For blocks of samples and of rows of any size."""
     given = arguments(batch, L, 6, N, *groups, start)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selective, "_BLOCK", block)
@@ -51,7 +51,7 @@ def test_the_scan_is_the_loop_in_values_and_gradients(batch, L, groups, N, start
         assert relative_error(a, b) < 1e-12
 
 
-def test_blocks_that_are_meant_for_the_cache_agree_too():
+def test_blocks_of_the_default_size_agree():
     given = arguments(3, 500, 40, 16, 1, 1, dtype=torch.float32)
     found, expected = (f(*given) for f in (selective_scan, naive_selective_scan))
     for a, b in zip(found, expected, strict=True):
@@ -70,7 +70,7 @@ def test_short_sequences(L):
 
 @torch.no_grad()
 def test_strong_decays_lose_no_digits():
-    """Log-decays of -1e4 a sample beside slow ones: outputs and the last state in float32."""
+    """Log-decays of -1e4 per sample together with slow ones: outputs and the last state in float32."""
     given = arguments(2, 300, 8, 4, 1, 1, dtype=torch.float32)
     given[1][:, ::7] *= 1e4
     given[2][:4] *= 1e-4
@@ -79,7 +79,7 @@ def test_strong_decays_lose_no_digits():
 
 
 def test_memory_does_not_grow_with_the_number_of_states(monkeypatch):
-    """What is kept for the backward pass: a state for each block, however wide the batch."""
+    """The backward pass keeps one state for each block, for any width of the batch."""
     kept = []
 
     def pack(x):
@@ -93,14 +93,14 @@ def test_memory_does_not_grow_with_the_number_of_states(monkeypatch):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             selective_scan(*given)
         output = 4 * batch * 256 * 32
-        # u, Δ and N / 16 states per output, beside small ones; all states would be 16 times the output.
+        # u, Δ and N / 16 states per output, and small tensors; all states would be 16 times the output.
         assert sum(kept) < 5 * output
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", SELECTIVE)
 @torch.no_grad()
-def test_s6_is_the_loop_over_its_parameters(name, dtype):
+def test_s6_agrees_with_a_loop_over_its_parameters(name, dtype):
     layer = with_numbers_of_its_own(SELECTIVE[name]().to(dtype))
     u = torch.randn(30, layer.d_model, dtype=dtype)
     for rate in (1.0, 0.4):
@@ -155,7 +155,7 @@ def test_sizes_follow_the_width():
     assert [block["out_proj"].module.bias, block["mixer"]["z"]["in_proj"].module.bias] == [None, None]
 
 
-def test_poles_and_direct_gains_do_not_decay():
+def test_poles_and_feedthrough_do_not_decay():
     groups = param_groups(Sequential(Residual(torch.nn.RMSNorm(4), Mamba(4))), lr=4e-3, weight_decay=0.1)
     counts = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
     # A_log and D; biases of the convolution and of the steps, and the norm; the linear maps and the taps.
@@ -175,7 +175,7 @@ def test_under_autocast_the_recurrence_stays_in_float32():
     assert relative_error(y.float(), block(u)) < 0.05
 
 
-def test_bad_input_gets_a_sentence():
+def test_bad_input_gives_an_error_of_one_sentence():
     u, dt, A, B, C, x = arguments(2, 5, 6, 3, 2, 1)
     for call, error, message in (
         (

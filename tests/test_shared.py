@@ -1,4 +1,4 @@
-"""S5, LRU and ShortConv: what they compute and where they start, held against loops over their parameters."""
+"""S5, LRU and ShortConv: outputs, compared with loops over their parameters, and initialisation."""
 
 import math
 
@@ -19,7 +19,7 @@ RATES = {"S5": (1.0, 0.3, 2.5), "LRU": (1.0,)}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_they_are_the_systems_of_their_parameters(name, dtype):
+def test_they_agree_with_the_systems_of_their_parameters(name, dtype):
     layer, L = with_numbers_of_its_own(LAYERS[name]().to(dtype)), 40
     u = torch.randn(L, layer.d_model, dtype=dtype)
     for rate in RATES[type(layer).__name__]:
@@ -37,10 +37,10 @@ def test_they_are_the_systems_of_their_parameters(name, dtype):
 
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_a_parameter_that_is_off_by_a_thousandth_is_seen(name):
+def test_a_change_of_a_parameter_by_a_thousandth_is_noticed(name):
     layer, L = with_numbers_of_its_own(LAYERS[name]().double()), 40
     if isinstance(layer, S5):
-        # What is slower, or clipped, hardly moves within so few samples.
+        # Slower or clipped poles would hardly have an effect within so few samples.
         layer.A_real.clamp_(max=-0.3)
         layer.log_dt.clamp_(min=math.log(1e-2))
     else:
@@ -152,13 +152,13 @@ def test_lru_starts_in_its_ring():
 
 
 @pytest.mark.parametrize("drawn", [0.0, 1 - 2**-53])
-def test_lru_of_the_whole_disc_starts_finite(drawn, monkeypatch):
-    """At the ends of what is drawn the radius would be 1 or 0, and a logarithm infinite."""
+def test_lru_on_the_whole_disc_starts_with_finite_parameters(drawn, monkeypatch):
+    """At the ends of the range the radius would be 1 or 0, and a logarithm infinite."""
     monkeypatch.setattr(torch, "rand", lambda *shape, dtype: torch.full(shape, drawn, dtype=dtype))
     assert all(bool(p.isfinite().all()) for p in LRU(2, 8).parameters())
 
 
-def test_their_state_parameters_have_a_rate_of_their_own():
+def test_their_state_parameters_have_their_own_learning_rate():
     groups = param_groups(Sequential(S5(3, 8), LRU(3, 8), ShortConv(3)), lr=4e-3, weight_decay=0.1)
     assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
         (1e-3, 0.0, 8),
@@ -173,7 +173,7 @@ def test_without_a_step_size_there_is_one_rate(layer):
         layer.system(2.0)
 
 
-def test_bad_options_get_a_sentence():
+def test_bad_options_give_an_error_of_one_sentence():
     for make, message in (
         (lambda: S5(3, 7), "S5: `d_state` must be a positive even integer"),
         (lambda: S5(3, 8, blocks=3), "S5: `d_state` must be a multiple of 2 `blocks` .* got 8 and 3"),
@@ -202,7 +202,7 @@ def test_bad_options_get_a_sentence():
             make()
 
 
-def test_the_other_way_refuses_modes_that_need_the_past_alone():
+def test_bidirectional_layers_refuse_causal_modes():
     layer = S5(3, 8, bidirectional=True)
     for call in (
         lambda: layer.scan(torch.randn(2, 9, 3), torch.zeros(2, 8)),

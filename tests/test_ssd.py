@@ -1,4 +1,4 @@
-"""The scan with one decay per head, and Mamba-2: values and gradients against loops, starts, limits, strong decays."""
+"""The scan with one decay per head, and Mamba-2: values and gradients against loops, limits, strong decays."""
 
 import math
 
@@ -34,7 +34,7 @@ def arguments(batch, L, H, P, G, N, start=True, dtype=torch.float64):
     start=st.booleans(),
     chunk=st.sampled_from([1, 3, 8, 64]),
 )
-def test_the_scan_is_the_loop_in_values_and_gradients(batch, L, heads, P, N, start, chunk):
+def test_the_scan_agrees_with_the_loop_in_values_and_gradients(batch, L, heads, P, N, start, chunk):
     given = arguments(batch, L, heads[0], P, heads[1], N, start)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssd, "_CHUNK", chunk)
@@ -60,11 +60,11 @@ def test_lengths_around_a_chunk(L):
 
 @torch.no_grad()
 def test_strong_decays_lose_no_digits():
-    """Log-decays of -1e4 a sample beside slow ones: outputs and the last state in float32."""
+    """Log-decays of -1e4 per sample together with slow ones: outputs and the last state in float32."""
     given = arguments(2, 300, 4, 8, 1, 16, dtype=torch.float32)
     given[1] *= 1e4
     given[1][:, ::3] *= 1e-6
-    # The last samples hardly decay: the last state is what is left of the sums before.
+    # The last samples hardly decay: the last state is a difference of large sums.
     given[1][:, -20:] *= 1e-6
     for a, b in zip(ssd_scan(*given), naive_ssd_scan(*(v.double() for v in given)), strict=True):
         assert relative_error(a, b) < 3e-6
@@ -73,7 +73,7 @@ def test_strong_decays_lose_no_digits():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", HEADS)
 @torch.no_grad()
-def test_ssd_is_the_loop_over_its_parameters(name, dtype):
+def test_ssd_agrees_with_a_loop_over_its_parameters(name, dtype):
     layer = with_numbers_of_its_own(HEADS[name]().to(dtype))
     u = torch.randn(30, layer.d_input, dtype=dtype)
     for rate in (1.0, 0.4):
@@ -96,8 +96,8 @@ def test_mamba2_is_made_of_its_parts(name, dtype):
 
 
 @torch.no_grad()
-def test_limits_of_the_step_size_hold_in_every_mode():
-    """They are left out of the step of other implementations, whose output is then a tenth off."""
+def test_limits_of_the_step_size_apply_in_every_mode():
+    """Other implementations leave them out of the step, whose output then has an error of a tenth."""
     free, limited = SSD(4, 3, headdim=2), SSD(4, 3, headdim=2, dt_limit=(0.2, 0.6))
     limited.load_state_dict(free.state_dict())
     u = 3 * torch.randn(1, 30, free.d_input)
@@ -160,7 +160,7 @@ def test_a_grouped_norm_is_a_norm_of_each_group():
         assert relative_error(y[:, part], norm.weight[part] * u[:, part] / size) < 1e-14
 
 
-def test_poles_steps_and_direct_gains_do_not_decay():
+def test_poles_steps_and_feedthrough_do_not_decay():
     groups = param_groups(Mamba2(8, 2, headdim=4), lr=4e-3, weight_decay=0.1)
     counts = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
     # A_log, dt_bias and D; the bias of the convolution and the norm; four linear maps and the taps.
@@ -177,7 +177,7 @@ def test_under_autocast_the_recurrence_stays_in_float32():
     assert relative_error(y.float(), block(u)) < 0.1
 
 
-def test_bad_input_gets_a_sentence():
+def test_bad_input_gives_an_error_of_one_sentence():
     x, a, B, C, h = arguments(2, 5, 4, 3, 2, 5)
     for call, error, message in (
         (lambda: ssd_scan(x, a[..., :3], B, C), ValueError, r"ssd_scan: .* got \(2, 5, 4, 3\), \(2, 5, 3\)"),

@@ -1,4 +1,4 @@
-"""States as values: what the tree maps do to a stream that goes on."""
+"""States as values: the functions on them, and streams that continue from the results."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_bad_input(running):
         states.repeat(state, 0)
 
 
-def test_a_single_state_joined_is_that_state(running):
+def test_concatenating_a_single_state_returns_it(running):
     net, u, state, rest = running
     y, _ = net.scan(u, states.concatenate([state]))
     assert torch.equal(y, rest)

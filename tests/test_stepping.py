@@ -1,4 +1,4 @@
-"""The step under torch.compile: the same numbers, and nothing compiled twice."""
+"""The step under torch.compile: the same numbers, and no compilation twice."""
 
 import warnings
 
@@ -57,8 +57,8 @@ CHAINS = {
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("grad", [True, False])
 def test_every_part_of_a_chain_has_its_own_state_and_system(monkeypatch, name, grad):
-    """Wherever the rate changes; with gradients switched on outside as well as off."""
-    # What is planned is looked at here, and not what torch makes of it.
+    """For any place of the change of rate; with gradients enabled outside and disabled."""
+    # This tests the compiled parts, not what torch makes of them.
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     model = CHAINS[name]().double().eval()
     step, system = compile_step(model, model.system(1.0)), model.system()
@@ -85,7 +85,7 @@ def test_the_system_is_a_constant():
     assert relative_error(slow, model.step(u, state, model.system(0.5))[0]) < 1e-5
 
 
-def test_without_a_compiler_it_is_eager_and_says_so(monkeypatch):
+def test_without_a_compiler_it_is_eager_and_warns(monkeypatch):
     monkeypatch.setattr(stepping, "_missing_compiler", lambda device: "no such thing")
     model = network()
     with pytest.warns(UserWarning, match="stays eager .no such thing"):
@@ -96,7 +96,7 @@ def test_without_a_compiler_it_is_eager_and_says_so(monkeypatch):
     assert not y.requires_grad
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_the_missing_compiler_is_named(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("No working C++ compiler")
 
@@ -106,8 +106,8 @@ def test_what_is_missing_is_named(monkeypatch):
     stepping._missing_compiler.cache_clear()
 
 
-def test_it_works_here():
-    """The machine that runs these tests has a compiler; else the tests above would test little."""
+def test_torch_compile_works_on_this_machine():
+    """Without a compiler the tests above would test little."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert stepping._missing_compiler("cpu") is None

@@ -85,7 +85,7 @@ POINTWISE = [
 
 
 def made(name):
-    """A layer of the family, in evaluation, with weights that are nowhere at their start."""
+    """A layer of the family in eval mode, with all weights changed from their initial values."""
     layer = CAUSAL[name]().eval()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -117,7 +117,7 @@ def tree_error(a, b):
 
 
 def exactly(layer, u, state):
-    """Outputs and end of a stream in float64, of the same weights: in the dtypes of the layer."""
+    """Outputs and last state of a stream in float64, with the same weights, in the dtypes of the layer."""
     double = copy.deepcopy(layer).double()
     with torch.no_grad():
         y, end = double.scan(u.double() if u.is_floating_point() else u, ssmkit.states.move(state, dtype=torch.float64))
@@ -126,8 +126,8 @@ def exactly(layer, u, state):
 
 @pytest.mark.numerical
 @pytest.mark.parametrize("name", KNOWN)
-def test_as_good_as_float64_over_ten_thousand_samples(name):
-    """Three times what was measured over ten seeds; it does not depend on the order in which the compiler sums."""
+def test_accuracy_over_ten_thousand_samples(name):
+    """Three times the largest error over ten seeds; it does not depend on the compiler's order of summation."""
     layer = made(name)
     u, state = example_input(layer, 10_000), layer.initial_state()
     expected, end = exactly(layer, u, state)
@@ -148,8 +148,8 @@ def test_the_same_as_step(name):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", KNOWN)
-def test_there_and_back_at_any_sample(name, threads):
-    """A prompt by scan, a part here, the rest by scan; a batch of any shape, cut anywhere, by any number of threads."""
+def test_a_stream_moves_between_scan_and_engine_at_any_sample(name, threads):
+    """A prompt by scan, a part by the engine, the rest by scan; any batch shape, any cuts, any number of threads."""
     layer = made(name)
     engine = Engine(layer, threads=threads)
     with torch.no_grad():
@@ -166,8 +166,8 @@ def test_there_and_back_at_any_sample(name, threads):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_nothing_comes_of_nothing(name):
-    """No samples leave the state as it is; no streams are no error."""
+def test_no_samples_and_no_streams(name):
+    """Without samples the state does not change; a batch without streams is no error."""
     layer = made(name)
     engine, u = Engine(layer), example_input(layer, 2, 5)
     stream = engine.start(2)
@@ -182,7 +182,7 @@ def test_nothing_comes_of_nothing(name):
 @pytest.mark.parametrize(
     "name", ["S4", "S4D, tied channels", "Embedding", "S4Block, GLU, dropout", "MultiRate, nested"]
 )
-def test_neither_batch_nor_threads_nor_cuts_move_a_bit(name):
+def test_output_bits_do_not_depend_on_batch_threads_or_cuts(name):
     layer = made(name)
     u = example_input(layer, 5, 40)
     engine = Engine(layer)
@@ -210,7 +210,7 @@ def test_every_module_of_the_table(module):
     else:
         # Small, ordinary and so large that an exponential overflows.
         u = torch.cat([torch.randn(4, 50, 6) * scale for scale in (1e-4, 1.0, 5.0, 100.0)], 1)
-        # It passes its input on, and tells its width.
+        # A layer of known width that passes its input on.
         model = Sequential(TiedDropout(6), module)
     y = Engine(model).start(4).run(u)
     with torch.no_grad():
@@ -219,15 +219,15 @@ def test_every_module_of_the_table(module):
         assert bool(((part - scaled).abs() <= 1e-6 * scaled.abs().max() + 1e-10).all())
 
 
-def test_the_table_is_tested():
-    """Every kind that the table knows stands in a test above."""
+def test_every_entry_of_the_table_is_tested():
+    """Every entry of the table is in a test above."""
     tested = {type(part) for module in POINTWISE for part in module.modules()}
     assert set(MODULES) == tested
 
 
 @pytest.mark.parametrize("module", [m for m in POINTWISE if not isinstance(m, nn.Embedding)], ids=str)
-def test_nan_comes_through(module):
-    """What has gone wrong is not covered up."""
+def test_nan_is_passed_on(module):
+    """Errors upstream are not hidden."""
     u = torch.tensor([[float("nan"), 1.0, 0.0, -1.0, 0.5, 2.0], [1.0, 0.3, 2.0, 1.0, 0.0, float("nan")]])
     with torch.no_grad():
         expected = module.eval()(u)
@@ -236,8 +236,8 @@ def test_nan_comes_through(module):
 
 
 @pytest.mark.parametrize("init", ["fout", "lin"])
-def test_slow_poles_are_as_good_as_in_float64(init):
-    """Over so long that an error of each step alike would show: no more than twice that of `step`, near enough."""
+def test_poles_near_one_are_as_accurate_as_in_float64(init):
+    """Over so many steps that a systematic error would show: about at most twice the error of `step`."""
     layer = S4D(2, 16, init=init, dt_min=1e-4, dt_max=1e-3)
     u = torch.randn(30_000, 2)
     y, (by_step, _) = Engine(layer).start().run(u), stepped(layer, u, layer.initial_state())
@@ -257,8 +257,8 @@ def test_the_exponential_of_float64():
     assert np.isnan(functions.exp_float64(float("nan")))
 
 
-def test_silence_after_sound_is_not_slow():
-    """States that die out end at zero, long before they are denormal numbers."""
+def test_silence_after_sound_takes_no_longer():
+    """States that decay become zero long before they are denormal numbers."""
     layer = S4D(2, 8, init="real", dt_min=0.01, dt_max=0.1)
     stream = Engine(layer).start(state=layer.initial_state(dtype=torch.float64))
     stream.run(torch.randn(100, 2))
@@ -267,14 +267,14 @@ def test_silence_after_sound_is_not_slow():
 
 
 @pytest.mark.parametrize("make", [lambda: S4(3, 8), lambda: S4D(3, 8)])
-def test_float64_states_go_in_and_out_as_they_are(make):
+def test_float64_states_are_not_rounded(make):
     layer = make()
     state = torch.randn(2, 3, 8, dtype=torch.float64)
     assert torch.equal(Engine(layer).start(2, state=state).state, state)
 
 
-def test_streams_run_beside_python_and_beside_each_other():
-    """The compiled loop leaves Python's lock alone, and streams in threads give what they give alone."""
+def test_streams_run_in_parallel_with_python_and_each_other():
+    """The compiled loop releases Python's lock, and streams in threads give the same as alone."""
     layer = Sequential(Residual(MultiRate(4, S4Block(8, S4D(8, 16)), 2)), S4Block(4, S4(4, 16)))
     engine = Engine(layer)
     inputs = [torch.randn(60_000, 4) for _ in range(3)]
@@ -291,7 +291,7 @@ def test_streams_run_beside_python_and_beside_each_other():
     assert all(torch.equal(found[i], expected[i]) for i in range(3))
 
 
-def test_hot_loops_are_vector_code():
+def test_hot_loops_are_vectorised():
     """A loop that LLVM cannot vectorise gives the same numbers, several times slower."""
     w, x, y = (np.ones(640, np.float32) for _ in range(3))
     one, states = np.float32(1), np.ones(640)
@@ -327,7 +327,7 @@ def speaker():
 
 
 def by_hand(model, logits, uniform, temperature, top_k, top_p):
-    """Sampling as its definition says, one stream at a time, and the network's own step."""
+    """Sampling by its definition, for one stream, with the network's own step."""
     state, system, drawn, nats = model.initial_state(), model.system(), [], []
     for r in uniform.tolist():
         nats.append(logits)
@@ -363,17 +363,17 @@ def test_samples_are_drawn_by_their_definition(speaker, temperature, top_k, top_
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_chance_gives_the_same_samples(speaker, threads):
-    """In one call or in blocks, alone or in a batch; and the stream goes on from where the samples end."""
+def test_the_same_random_numbers_give_the_same_samples(speaker, threads):
+    """In one call or in blocks, alone or in a batch; and the state is the one after the samples."""
     logits, uniform = torch.randn(3, 20), torch.rand(3, 50)
     engine = Engine(speaker, threads=threads)
     stream = engine.start(3)
     whole = stream.generate(logits, uniform, top_p=0.8)
     assert torch.equal(whole.classes, engine.start(3).generate(logits, uniform, top_p=0.8).classes)
-    parts, said, blocks = engine.start(3), logits, []
+    parts, following, blocks = engine.start(3), logits, []
     for part in uniform.split(13, dim=1):
-        block = parts.generate(said, part, top_p=0.8)
-        said = block.logits
+        block = parts.generate(following, part, top_p=0.8)
+        following = block.logits
         blocks.append(block.classes)
     assert torch.equal(torch.cat(blocks, 1), whole.classes)
     alone = engine.start().generate(logits[1], uniform[1], top_p=0.8)
@@ -446,7 +446,7 @@ class Silent(System):
 
 
 class Mute(Silent):
-    """It says that nothing is kept."""
+    """Its `write` keeps no state."""
 
     def write(self, words, u):
         return u
@@ -468,7 +468,7 @@ class OwnStep(Unwritten):
 
 
 class TwoMemories(System):
-    """A user's own system with two words that keep a state, and all others."""
+    """A user's own system with two operations that keep a state, and all other operations."""
 
     def __init__(self):
         self.a = torch.polar(torch.tensor([0.9, 0.5]), torch.tensor([0.3, 1.0])).to(torch.complex128)
@@ -513,7 +513,7 @@ class TwoMemoriesLayer(StateSpaceLayer):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_users_own_system_is_run_by_what_it_writes(threads):
+def test_a_system_of_the_user_runs_by_its_write(threads):
     layer = TwoMemoriesLayer()
     u, state = torch.randn(2, 50, 3), torch.randn(2, 12)
     y, end = Engine(layer, threads=threads).run(u, state)
@@ -556,12 +556,12 @@ def hooked():
         (lambda: Sequential(nn.Embedding(3, 3, max_norm=1.0)), "max_norm"),
     ],
 )
-def test_what_cannot_be_lowered_is_refused_by_name(make, words):
+def test_models_that_cannot_be_lowered_are_refused_by_name(make, words):
     with pytest.raises(ValueError, match=words):
         Engine(make())
 
 
-def test_wrong_arguments_are_answered(speaker):
+def test_wrong_arguments_raise_errors(speaker):
     engine, layer = Engine(speaker), S4D(3, 4)
     with pytest.raises(TypeError, match="SequenceLayer"):
         Engine(nn.Linear(3, 3))
@@ -617,7 +617,7 @@ def test_streaming_is_imported_when_it_is_first_used():
         _ = ssmkit.nothing
 
 
-def test_a_machine_without_a_place_to_keep_what_is_compiled_will_do():
+def test_it_works_without_a_cache_folder():
     program = (
         "import numba.core.caching as c, numpy as np\n"
         "(getattr(c, 'CacheImpl', None) or c._CacheImpl)._locator_classes = []\n"

@@ -1,4 +1,4 @@
-"""The house: imports go one way, importing is quiet, everything public is documented and runs."""
+"""The order of files and imports, quiet imports, and documentation of all public names."""
 
 import ast
 import dataclasses
@@ -20,8 +20,8 @@ import ssmkit.streaming
 
 ROOT = Path(ssmkit.__file__).parent
 
-# From the ground up: a file or folder imports only from those above it in this list. Inside a folder the order is free,
-# as long as there is no circle.
+# A file or folder imports only from those above it in this list. Inside a folder the order is free, but imports must
+# not be circular.
 ORDER = [
     "_checks",
     "hippo",
@@ -97,7 +97,7 @@ def test_imports_go_one_way(name):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_imports_inside_a_folder_have_no_circle(folder):
+def test_imports_inside_a_folder_are_not_circular(folder):
     graph = {}
     for name in NAMES:
         if (here := member(name, folder)) is not None:
@@ -106,21 +106,21 @@ def test_imports_inside_a_folder_have_no_circle(folder):
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_what_is_compiled_depends_on_its_folder_alone():
-    """Its sources are the key under which numba's cache keeps it."""
-    rooms = [name for name in NAMES if name.startswith("streaming.kernels")]
-    assert len(rooms) > 5
-    for name in rooms:
+def test_compiled_code_depends_only_on_its_folder():
+    """Its sources are the key of numba's cache."""
+    modules = [name for name in NAMES if name.startswith("streaming.kernels")]
+    assert len(modules) > 5
+    for name in modules:
         assert all(target.startswith("streaming.kernels") for target in imported(name)[0]), name
 
 
-# Hooks of torch modules, and what named tuples have.
+# Hooks of torch modules, and methods of named tuples.
 FOREIGN = {"_forward_hooks", "_forward_pre_hooks", "_replace", "_fields"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("streaming") or name == "stepping"])
-def test_nothing_reaches_through_a_wall(name):
-    """No file uses a name with an underscore that it does not itself define."""
+def test_no_file_uses_private_names_of_another(name):
+    """No file uses a name with an underscore that it does not define itself."""
     tree = ast.parse(source(name).read_text())
     own, used = set(), set()
     for node in ast.walk(tree):
@@ -176,7 +176,7 @@ def public_objects():
 
 @pytest.mark.parametrize(("name", "thing"), list(public_objects()), ids=lambda x: x if isinstance(x, str) else "")
 def test_everything_public_is_documented(name, thing):
-    """A docstring with an example for every public class and function, but for twins and fields of values."""
+    """A docstring with an example for every public class and function, except naive versions and fields of values."""
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         return
     doc = inspect.getdoc(thing) or ""

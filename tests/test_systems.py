@@ -1,4 +1,4 @@
-"""Systems: the dense one is the oracle of the others, and the order of every rule is measured."""
+"""Systems: the dense one is the reference for the others, and the order of every rule is measured."""
 
 import math
 
@@ -76,8 +76,8 @@ MAKERS = {
 @pytest.mark.parametrize("name", MAKERS)
 @settings(max_examples=15)
 @given(L=LENGTHS, groups=st.sampled_from([1, 2, 4]), channels=st.integers(1, 2), batch=st.integers(1, 3))
-def test_dense_is_the_oracle(name, L, groups, channels, batch):
-    """Kernel, steps and scan of a structured system are the dense system's steps, states included."""
+def test_structured_systems_agree_with_the_dense_system(name, L, groups, channels, batch):
+    """Kernel, steps and scan of a structured system agree with steps of the dense system, in outputs and states."""
     system, method = MAKERS[name](groups, 4, channels)
     dt = torch.exp(torch.empty(groups, dtype=torch.float64).uniform_(math.log(1e-5), math.log(0.5)))
     fast = system.discretize(dt, *([method] if method else []), dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_bilinear_is_of_second_order(kind):
 
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
 def test_zoh_is_exact_for_piecewise_constant_input(kind):
-    """Thirty-two times finer steps under the same staircase change nothing."""
+    """With steps thirty-two times finer and the same piecewise-constant input, nothing changes."""
     system = diagonal(1, 1, 4)
     coarse_dt, fine = 0.2, 32
     levels = torch.randn(20, dtype=torch.float64)
@@ -138,7 +138,7 @@ def test_zoh_is_exact_for_piecewise_constant_input(kind):
 
     coarse, refined = run(coarse_dt, levels), run(coarse_dt / fine, levels.repeat_interleave(fine))
     assert relative_error(coarse, refined[fine - 1 :: fine]) < 1e-11
-    # Exact against the solution in closed form, and not only against itself: s' = λ s + B u on each stair.
+    # Also compared with the solution in closed form: s' = λ s + B u for constant u.
     s = torch.zeros(4, dtype=torch.complex128)
     for level, y in zip(levels, coarse, strict=True):
         grow = torch.exp(system.Lambda[0] * coarse_dt)
@@ -165,7 +165,7 @@ def test_zoh_has_a_gradient_at_zero():
 
 
 def test_gradients_flow_through_the_closed_form():
-    """Against the dense rule, by gradcheck and side by side."""
+    """By gradcheck, and compared with the dense rule."""
     system = dplr(2, 4, 3, 2)
     dt = torch.tensor([0.1, 0.3], dtype=torch.float64).requires_grad_()
     leaves = [t.requires_grad_() for t in system]

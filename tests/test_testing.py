@@ -1,4 +1,4 @@
-"""`assert_modes_agree` notices every way in which a layer can break the contract, and says which it is."""
+"""`assert_modes_agree` finds every way in which a layer can break the contract, and names it."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from ssmkit.testing import assert_modes_agree, example_input, relative_error
 class Average(ssmkit.SequenceLayer):
     """A user's own layer: a leaky average with a learned rate.
 
-    Its state is the average; a thousandth of the last sample, and a mark, which no mode reads; and how many samples
-    have come, modulo 7.
+    Its state is the average; a thousandth of the last sample, and a mark, which no mode reads; and the number of
+    samples, modulo 7.
     """
 
     def __init__(self):
@@ -49,14 +49,14 @@ class Average(ssmkit.SequenceLayer):
 
 
 class Broken(Average):
-    """Breaks one law by a relative error, and keeps all those that are checked before it."""
+    """Breaks one law by a relative error, and keeps all laws that are checked before it."""
 
     def __init__(self, law, size):
         super().__init__()
         self.law, self.size, self.seen, self.top = law, size, None, None
 
     def off(self, law, x, top=None):
-        """x, or what it becomes if this is the law to break."""
+        """x, or x with an error if this is the law to break."""
         if law != self.law:
             return x
         return x + self.size * ((float(x.abs().max()) or 1.0) if top is None else top)
@@ -138,7 +138,7 @@ def test_a_users_layer_passes():
 
 @pytest.mark.parametrize("size", [1e-6, 1e-9])
 @pytest.mark.parametrize("law", ROUNDED)
-def test_the_law_that_is_broken_is_named(law, size):
+def test_the_broken_law_is_named(law, size):
     with pytest.raises(AssertionError, match=ROUNDED[law]) as caught:
         assert_modes_agree(Broken(law, size).double())
     found = re.search(BY_HOW_MUCH, str(caught.value))
@@ -146,12 +146,12 @@ def test_the_law_that_is_broken_is_named(law, size):
 
 
 @pytest.mark.parametrize("law", ROUNDED)
-def test_roundings_are_let_through(law):
+def test_rounding_errors_are_allowed(law):
     assert_modes_agree(Broken(law, 1e-11).double())
 
 
 @pytest.mark.parametrize("law", EXACT)
-def test_laws_that_know_no_rounding(law):
+def test_laws_without_tolerance(law):
     with pytest.raises(AssertionError, match=f"Broken: {EXACT[law]}."):
         assert_modes_agree(Broken(law, 1e-14).double())
 
@@ -167,7 +167,7 @@ def test_the_error_that_is_allowed_in_each_precision(dtype, allowed):
 
 
 def test_where_a_sequence_is_cut():
-    """At 0, 1, a third and the end, unless told otherwise."""
+    """At 0, 1, a third and the end, by default."""
 
     class Cut(Average):
         def scan(self, u, state, system=None):
@@ -187,7 +187,7 @@ def test_where_a_sequence_is_cut():
     assert_modes_agree(layer, length=36)
 
 
-def test_what_is_not_a_number_is_no_agreement():
+def test_nan_is_not_accepted():
     layer = Average()
     with torch.no_grad():
         layer.raw.fill_(math.nan)
@@ -221,7 +221,7 @@ def test_relative_error():
         relative_error(one, one[:2])
 
 
-def test_bidirectional_layers_are_not_sequence_models():
+def test_bidirectional_layers_are_refused():
     with pytest.raises(ValueError, match="is bidirectional"):
         assert_modes_agree(ssmkit.S4D(3, 4, bidirectional=True))
 

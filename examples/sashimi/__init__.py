@@ -1,1 +1,1 @@
-"""The parts of the SaShiMi example: data, count baselines, network, training, generation, figures."""
+"""The parts of the SaShiMi example: data, baselines, network, training, generation, figures."""

@@ -1,4 +1,4 @@
-"""Audio files and quantised samples: finding, decoding by excerpt, resampling, quantising, splitting by file."""
+"""Audio files and quantised samples: finding, decoding of excerpts, resampling, quantising, splitting by file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .problems import Problem
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 IGNORED = -100
-"""The target of a sample that does not count, as `cross_entropy` has it."""
+"""The target of a sample that does not count, as in `cross_entropy`."""
 _MARGIN = 256
-"""Source samples beyond both ends of an excerpt that the resampling filter gets to see."""
+"""Source samples beyond both ends of an excerpt that the resampling filter reads."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,22 @@ class Quantizer:
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio file, decoded by excerpt: nothing of it is held in memory."""
+    """An audio file, whose excerpts are decoded when they are read: none of it is kept in memory."""
 
     path: Path
     frames: int
     """Samples per channel in the file."""
     source_rate: int
-    """Of the file, in Hz."""
+    """The sample rate of the file, in Hz."""
     sample_rate: int
-    """At which it is read, in Hz."""
+    """The rate at which it is read, in Hz."""
 
     def __len__(self) -> int:
         """Samples at `sample_rate`."""
         return self.frames * self.sample_rate // self.source_rate
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Samples start to stop as floats, channels averaged, resampled if need be; the same whatever else is read.
+        """Samples start to stop as floats, channels averaged, and resampled if necessary; other reads have no effect.
 
         Raises:
             Problem: If the file turns out to be damaged.
@@ -94,7 +94,7 @@ class Recording:
             return torch.zeros(0)
         if self.source_rate == self.sample_rate:
             return torch.from_numpy(self._decode(start, stop))
-        # Both grids meet every `up` samples of the target and `down` of the source: an excerpt begins on such a point.
+        # `up` samples of the target last as long as `down` of the source: decoding begins at a common point.
         up, down = (r // math.gcd(self.sample_rate, self.source_rate) for r in (self.sample_rate, self.source_rate))
         block = max(0, start // up - -(-_MARGIN // down))
         last = min(self.frames, -(-stop * down // up) + _MARGIN)
@@ -121,7 +121,7 @@ class Recording:
 
 
 def open_recording(path: Path, sample_rate: int | None = None) -> Recording:
-    """Looks at an audio file's header.
+    """Reads the header of an audio file.
 
     Arguments:
         path: The file.
@@ -141,7 +141,7 @@ def open_recording(path: Path, sample_rate: int | None = None) -> Recording:
 
 
 def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
-    """The WAV, FLAC and OGG files of a folder and the folders in it, in the order of their paths.
+    """The WAV, FLAC and OGG files of a folder and its subfolders, in the order of their paths.
 
     Raises:
         Problem: If the folder is missing or holds no audio, or if a file is not audio.
@@ -158,14 +158,14 @@ def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
 
 @dataclass(frozen=True)
 class Split:
-    """Recordings to train on, and recordings that are kept from training."""
+    """Recordings to train on, and held-out recordings."""
 
     training: list[Recording]
     held_out: list[Recording]
 
     @property
     def notice(self) -> str:
-        """What is done to the files, in a sentence; empty if nothing is."""
+        """A sentence about the resampling of files; empty if no file is resampled."""
         files = [*self.training, *self.held_out]
         odd = sorted({r.source_rate for r in files if r.source_rate != r.sample_rate})
         if not odd:
@@ -178,11 +178,11 @@ class Split:
 def open_split(folder: Path, sample_rate: int, fraction: float = 0.1) -> Split:
     """Splits a folder by file.
 
-    A folder with the folders `train` and `heldout` in it is split so; of any other the last tenth of the files is held
-    out, at least one and at most all but one.
+    If the folder has subfolders `train` and `heldout`, these are the split; otherwise the last tenth of the files is
+    held out, at least one and at most all but one.
 
     Raises:
-        Problem: If there is only one file, or what :func:`open_folder` finds.
+        Problem: If there is only one file, and as :func:`open_folder`.
     """
     if (folder / "train").is_dir() and (folder / "heldout").is_dir():
         return Split(open_folder(folder / "train", sample_rate), open_folder(folder / "heldout", sample_rate))
@@ -194,7 +194,7 @@ def open_split(folder: Path, sample_rate: int, fraction: float = 0.1) -> Split:
 
 
 def input_and_target(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """What a model reads and what it is to say: samples 0 … N-1, and samples 1 … N."""
+    """What a model reads and what it predicts: samples 0 … N-1, and samples 1 … N."""
     return samples[..., :-1], samples[..., 1:]
 
 
@@ -206,15 +206,15 @@ def mix(*numbers: int) -> int:
 class Excerpts:
     """Random excerpts of equal length from recordings of any length, every start equally likely.
 
-    What is drawn for a step depends on the seed and the number of the step alone, not on what was drawn before or on
-    how many processes share the batch: a run can be taken up anywhere.
+    The excerpts of a step depend only on the seed and the number of the step, not on earlier draws or on the number of
+    processes that share the batch: a run can be continued at any step.
 
     Arguments:
-        recordings: Where they are cut from.
+        recordings: The recordings.
         quantizer: How samples become classes.
         length: Samples per excerpt, not counting the last target.
         seed: Of the draw.
-        pad: Continue recordings that are too short with silence that does not count, instead of leaving them out.
+        pad: Pad recordings that are too short with silence that does not count, instead of leaving them out.
 
     Raises:
         Problem: If no recording is long enough.
@@ -228,8 +228,8 @@ class Excerpts:
         if not self.recordings:
             longest = max(len(r) for r in recordings)
             raise Problem(
-                f"every clip is shorter than an excerpt of {length} samples and its successor (the longest has "
-                f"{longest}); lower --excerpt, or fill up with silence by --pad."
+                f"every clip is shorter than an excerpt of {length} samples and one more (the longest has {longest}); "
+                "lower --excerpt, or pad with silence by --pad."
             )
         self.starts = torch.tensor([max(1, len(r) - length) for r in self.recordings]).cumsum(0)
 
@@ -253,14 +253,14 @@ class Excerpts:
 
 
 _ENDLESS = (1 << 30) - 64
-"""Frames of two bytes that the 32 bits of a WAV header can announce."""
+"""The most frames of two bytes for the 32 bits of the length in a WAV header."""
 
 
 class WavWriter:
-    """16-bit WAV that grows, in a file or to standard output.
+    """A 16-bit WAV that is written block by block, to a file or to standard output.
 
-    A file can be played, and is whole, after every write. What goes into a pipe has no length in its header, which
-    players take for one that lasts.
+    A file is a complete WAV file after every write. For a pipe the header has the largest length, so that players do
+    not stop.
 
     Raises:
         Problem: If it cannot be written.
@@ -268,14 +268,14 @@ class WavWriter:
 
     def __init__(self, path: Path | None, sample_rate: int, channels: int = 1) -> None:
         if path is not None and path.suffix.lower() != ".wav":
-            raise Problem(f"{path} cannot be written: what is written is a WAV file, so let it end in .wav.")
+            raise Problem(f"{path} cannot be written: the output is a WAV file, so its name must end in .wav.")
         self.path = path or Path("standard output")
         try:
-            # What goes to standard output is not closed with this.
+            # A duplicate, so that closing it does not close standard output.
             self._file: BinaryIO = path.open("wb") if path else os.fdopen(os.dup(1), "wb")
         except OSError as error:
             raise Problem(f"{path} cannot be written ({error.strerror}); give another file.") from error
-        # Not soundfile: it brings the length in the header up to date when the file is closed, and not before.
+        # Not soundfile, which updates the length in the header only when the file is closed.
         self._wave = wave.open(self._file)  # noqa: SIM115
         self._grows = self._file.seekable()
         self._wave.setparams((channels, 2, sample_rate, 0 if self._grows else _ENDLESS // channels, "NONE", ""))
@@ -297,7 +297,7 @@ class WavWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Problem(f"{self.path} cannot be written on ({error.strerror}); what there is stays.") from error
+            raise Problem(f"{self.path} cannot be written on ({error.strerror}); earlier blocks are kept.") from error
 
     def __enter__(self) -> WavWriter:
         return self

@@ -1,4 +1,4 @@
-"""Models of quantised audio without a network: what one has to beat."""
+"""Models of quantised audio without a network, as baselines."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ _TUNED_ON = 1 << 15
 
 
 def measure_baselines(train: list[Recording], held_out: list[Recording], quantizer: Quantizer) -> dict[str, float]:
-    """Bits per sample on held-out recordings of what knows less than a network does.
+    """Bits per sample of simple models on held-out recordings.
 
-    `uniform` knows nothing; `unigram` and `bigram` count classes, and pairs of classes, in the training recordings;
-    `adaptive` is an :class:`AdaptiveFilter`. Counts start at one, so that what was never seen is not impossible. Like
-    the network, they are asked for every sample but a recording's first. Pairs are left out above 12 bits.
+    `uniform` gives all classes the same probability; `unigram` and `bigram` use the frequencies of classes, and of
+    pairs of classes, in the training recordings; `adaptive` is an :class:`AdaptiveFilter`. Counts start at one, so that
+    no class has probability zero. Like the network, they predict every sample of a recording except the first. Pairs
+    are left out above 12 bits.
     """
     K = quantizer.classes
     found = {"uniform": math.log2(K)}
-    seen, unseen = (_counts(recordings, quantizer, 1) for recordings in (train, held_out))
-    found["unigram"] = _cross_entropy(seen + 1, unseen)
+    known, new = (_counts(recordings, quantizer, 1) for recordings in (train, held_out))
+    found["unigram"] = _cross_entropy(known + 1, new)
     if quantizer.bits <= _PAIRS_UP_TO:
-        seen, unseen = (_counts(recordings, quantizer, 2).view(K, K) for recordings in (train, held_out))
-        found["bigram"] = _cross_entropy(seen + 1, unseen)
+        known, new = (_counts(recordings, quantizer, 2).view(K, K) for recordings in (train, held_out))
+        found["bigram"] = _cross_entropy(known + 1, new)
     found["adaptive"] = tune_filter(train, quantizer).bits(held_out, quantizer)
     return found
 
 
-def _cross_entropy(seen: torch.Tensor, unseen: torch.Tensor) -> float:
-    """Bits per count of `unseen` under the frequencies, along the last axis, of `seen`."""
-    bits = -(seen / seen.sum(-1, keepdim=True)).log2()
-    return float((unseen * bits).sum() / unseen.sum())
+def _cross_entropy(known: torch.Tensor, new: torch.Tensor) -> float:
+    """Bits per count of `new` under the frequencies of `known` along the last axis."""
+    bits = -(known / known.sum(-1, keepdim=True)).log2()
+    return float((new * bits).sum() / new.sum())
 
 
 def _counts(recordings: list[Recording], quantizer: Quantizer, order: int) -> torch.Tensor:
@@ -62,7 +63,7 @@ def _counts(recordings: list[Recording], quantizer: Quantizer, order: int) -> to
 
 @dataclass(frozen=True)
 class AdaptiveFilter:
-    r"""A linear filter that learns while it listens, and says how likely each class is.
+    r"""A linear filter that learns from each sample, and gives a probability for each class.
 
     From the :math:`P` samples before sample :math:`k`, :math:`u_k = (x_{k-P}, \dots, x_{k-1})`, it predicts
     :math:`\hat x_k = w_k \cdot u_k`, and learns from its error :math:`e_k = x_k - \hat x_k` by normalised least mean
@@ -70,14 +71,15 @@ class AdaptiveFilter:
 
     .. math:: w_{k+1} = w_k + \frac{\mu\, e_k\, u_k}{\delta + |u_k|^2}.
 
-    The error is taken to be logistic, with a width in proportion to how large errors were of late,
+    The error is assumed to be logistic, with a width proportional to the mean of recent errors,
     :math:`s_k = \gamma\, m_k`, :math:`m_{k+1} = \beta m_k + (1 - \beta) |e_k|`. A class stands for all samples between
-    two edges :math:`a < b`, the lowest and the highest for all beyond, so that
+    two edges :math:`a < b`, the lowest and the highest class also for all samples beyond, so that
 
     .. math:: p_k = \sigma\left(\frac{b - \hat x_k}{s_k}\right) - \sigma\left(\frac{a - \hat x_k}{s_k}\right).
 
     :math:`\delta` is :math:`P` times the square of the smallest distance between two classes, and an eighth of that
-    distance is the least :math:`m_k`. All starts from zero, and nothing is learnt beforehand but the three numbers.
+    distance is the smallest :math:`m_k`. :math:`w` and :math:`m` start from zero; only :math:`\mu, \beta, \gamma` are
+    chosen in advance.
 
     References:
         | Adaptive Filter Theory (Haykin, 4th edition, 2002), Chapter 6 (normalised least mean squares)
@@ -87,17 +89,17 @@ class AdaptiveFilter:
     rate: float = 0.1
     r""":math:`\mu`, how fast the filter learns; stable below 2."""
     memory: float = 0.97
-    r""":math:`\beta`, how long errors count."""
+    r""":math:`\beta`, the memory of the mean error."""
     width: float = 0.7
     r""":math:`\gamma`, the logistic's width for a mean error of one; 0.72 for errors that are logistic."""
     order: int = 32
-    """:math:`P`, how many samples are read."""
+    """:math:`P`, the number of past samples."""
 
     def bits(self, recordings: list[Recording], quantizer: Quantizer, limit: int | None = None) -> float:
-        """Bits per sample of all samples of some recordings but the first of each.
+        """Bits per sample of all samples of some recordings except the first of each.
 
         Arguments:
-            recordings: What is heard, all at the same time.
+            recordings: The recordings, which are filtered in parallel.
             quantizer: How samples become classes.
             limit: Samples of each recording, by default all.
         """
@@ -123,7 +125,7 @@ class AdaptiveFilter:
 
 
 def _predict(heard: Array, w: Array, rate: float, floor: float) -> Array:
-    """What the filters `w` (rows, order), which learn on the way, say of heard[:, order:]."""
+    """The predictions of heard[:, order:] by the filters `w` (rows, order), which are updated in place."""
     order = w.shape[1]
     power = np.lib.stride_tricks.sliding_window_view(heard[:, :-1] ** 2, order, 1).sum(-1)
     gain = rate / (power + floor)
@@ -139,7 +141,7 @@ def _predict(heard: Array, w: Array, rate: float, floor: float) -> Array:
 def _recent(sizes: Array, mean: Array, memory: float) -> tuple[Array, Array]:
     """The running mean before each column, and the one after the last."""
     found = np.empty_like(sizes)
-    block = max(1, min(256, int(-25 / math.log(memory))))  # memory^-block is then a number that rounds well
+    block = max(1, min(256, int(-25 / math.log(memory))))  # memory^-block is then at most e^25
     for start in range(0, sizes.shape[1], block):
         part = sizes[:, start : start + block]
         # m_k = memory^k m_0 + (1 - memory) sum_{j<k} memory^(k-1-j) |e_j|, a sum of positive numbers
@@ -156,14 +158,14 @@ def _logistic_bits(classes: torch.Tensor, middle: Array, scale: Array, quantizer
     low, high = ((quantizer.decode(classes + side).double().numpy() - middle) / scale for side in (-0.5, 0.5))
     low[(classes == 0).numpy()] = -np.inf
     high[(classes == quantizer.classes - 1).numpy()] = np.inf
-    # log(sigma(b) - sigma(a)) = log sigma(b) + log sigma(-a) + log(1 - exp(a - b)): exact far out as well
+    # log(sigma(b) - sigma(a)) = log sigma(b) + log sigma(-a) + log(1 - exp(a - b)): accurate in the tails too
     nats = np.logaddexp(0, -high) + np.logaddexp(0, low) - np.log1p(-np.exp(low - high))
     bits: Array = nats / math.log(2)
     return bits
 
 
 def tune_filter(train: list[Recording], quantizer: Quantizer) -> AdaptiveFilter:
-    """The filter whose settings suit the first seconds of up to four training recordings best."""
+    """The filter with the best settings for the first seconds of up to four training recordings."""
     chosen = train[:: max(1, len(train) // 4)][:4]
 
     def best(candidates: list[AdaptiveFilter]) -> AdaptiveFilter:

@@ -1,4 +1,4 @@
-"""The settings of a training run: defaults, presets, and the file that lies beside a run."""
+"""The settings of a training run: defaults, presets, and the settings file of a run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .problems import Problem
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on. The same settings give the same run."""
+    """All that a run depends on. The same settings give the same run."""
 
     data: Path | None = None
-    """Folder of WAV, FLAC or OGG files, of any length and sample rate, mono or stereo, also in folders of its own. With
-    folders `train` and `heldout` in it, it is split so; else the last tenth of the files is held out. By default the
-    clips that come with the example."""
+    """Folder of WAV, FLAC or OGG files, of any length and sample rate, mono or stereo, also in subfolders. Subfolders
+    `train` and `heldout` are the split; otherwise the last tenth of the files is held out. By default the clips of the
+    example."""
     sample_rate: int = 8000
-    """Of the model, in Hz; files at another rate are resampled."""
+    """Sample rate of the model, in Hz; files at another rate are resampled."""
     bits: int = 8
-    """Of a sample."""
+    """Bits per sample."""
     quantization: Literal["mu-law", "linear"] = "mu-law"
     """Steps between samples: finer near silence, or equal."""
     excerpt: int = 16384
     """Samples per training excerpt."""
     pad: bool = False
-    """Fill up files shorter than an excerpt with silence that does not count; without it they are not trained on."""
+    """Pad files shorter than an excerpt with silence that does not count; without it they are left out."""
 
     d_model: int = 32
     """Width of the top tier."""
@@ -50,41 +50,41 @@ class Settings:
     glu: bool = False
     """Gate the output of every block."""
     dropout: float = 0.0
-    """Inside the blocks."""
+    """Dropout inside the blocks."""
 
     steps: int = 950
     """Training steps."""
     batch: int = 1
     """Excerpts per step, over all processes."""
     accumulate: int = 1
-    """Parts of the batch of each process, one after another, to save memory."""
+    """Passes into which each process splits its part of the batch, to save memory."""
     recompute: bool = False
-    """Make the activations of each block again in the backward pass, to save memory."""
+    """Compute the activations of each block again in the backward pass, to save memory."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe; the state-space core stays in float32."""
     lr: float = 8e-3
     """Highest learning rate."""
     ssm_lr: float = 4e-3
-    """The most that the state-space parameters (poles, input gains, step sizes) are trained at."""
+    """Highest learning rate of the state-space parameters (poles, input gains, step sizes)."""
     weight_decay: float = 0.01
-    """Decay of the weights that have one."""
+    """Weight decay, of the parameters that have one."""
     schedule: Literal["cosine", "constant", "tail"] = "cosine"
-    """Of the learning rate after the warm-up: a cosine down to zero, none, or a cosine over the last quarter alone. A
-    run goes on with another schedule if both agree on the steps that it has behind it."""
+    """Learning rate after the warm-up: a cosine down to zero, constant, or a cosine over the last quarter only. A run
+    can continue with another schedule if both have the same rates for the steps so far."""
     warmup: float = 0.05
     """Part of the steps in which the learning rate rises."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     noise: int = 0
-    """Most classes by which each sample that the network reads is moved at random in training, up or down: it learns to
-    go on from samples that are a little off, as its own are. What it is to say stays as it is."""
+    """Most classes by which each input sample is changed at random in training, up or down: the network learns to
+    continue inexact samples, as its own are. Targets are not changed."""
     noise_until: float = 0.75
-    """Part of the steps after which that ends."""
+    """Part of the steps with that noise."""
     ema: float = 0.0
-    """Per step, how much the averaged weights keep of themselves (0.999 averages over about 1,000 steps); 0 for none.
-    The model that is written has the averaged weights."""
+    """Decay of the averaged weights per step (0.999 averages over about 1,000 steps); 0 for no averages. The model file
+    has the averaged weights."""
     seed: int = 0
-    """Of weights, excerpts and dropout."""
+    """Seed of weights, excerpts and dropout."""
 
     @property
     def quantizer(self) -> Quantizer:
@@ -92,7 +92,7 @@ class Settings:
         return Quantizer(self.quantization, self.bits)
 
     def rate(self, step: int) -> float:
-        """The factor of the learning rate at a step: a linear rise, then what the schedule says."""
+        """The factor of the learning rate at a step: a linear rise, then the schedule."""
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
             return (step + 1) / rise
@@ -158,15 +158,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": 0.999,
     },
 }
-"""Named settings: the short run, those of the SaShiMi paper for piano, those of the notebook that this project grew
-from, and those of the paper for one-second clips."""
+"""Named settings: the short run, those of the SaShiMi paper for piano, those of the notebook from which this project
+started, and those of the paper for one-second clips."""
 
 
 def preset(name: str) -> Settings:
-    """The settings of that name.
+    """The settings of a name.
 
     Raises:
-        Problem: If there are none.
+        Problem: If the name is unknown.
     """
     if name not in PRESETS:
         raise Problem(f"there is no preset {name!r}; there are {', '.join(PRESETS)}.")
@@ -179,7 +179,7 @@ def to_json(settings: Settings) -> str:
 
 
 def from_json(text: str, where: Path) -> Settings:
-    """What :func:`to_json` wrote; settings that are left out have their defaults.
+    """Reads the text of :func:`to_json`; missing settings have their defaults.
 
     Raises:
         Problem: If it is not a settings file.
@@ -188,7 +188,7 @@ def from_json(text: str, where: Path) -> Settings:
         values = json.loads(text)
         known = {field.name: field for field in dataclasses.fields(Settings)}
         if unknown := sorted(set(values) - set(known)):
-            raise Problem(f"{where} has the unknown settings {', '.join(unknown)}; is it of another program?")
+            raise Problem(f"{where} has the unknown settings {', '.join(unknown)}; is it of another version?")
         for name, value in values.items():
             if name == "data":
                 values[name] = None if value is None else Path(value)

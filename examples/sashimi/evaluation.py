@@ -23,8 +23,7 @@ _LOGITS = 1 << 14
 def total_bits(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
     """The negative log-likelihood of the targets in bits, summed.
 
-    Logits are larger than everything else: they are made for a part of the sequence at a time, and made again in the
-    backward pass instead of being kept.
+    Logits need the most memory: they are computed for a part of the sequence at a time, and again in the backward pass.
     """
 
     def part(x: Tensor, y: Tensor) -> Tensor:
@@ -45,12 +44,12 @@ def evaluate(
 ) -> float:
     """The negative log-likelihood of recordings, each from rest, in bits per sample.
 
-    A recording is read by `forward`; what is longer than a window goes on by `scan`, window by window, so that memory
-    does not grow with its length.
+    A recording is read by `forward`, or by `scan` window by window if it is longer than a window, so that memory does
+    not grow with its length.
 
     Arguments:
         model: The network.
-        recordings: What it is measured on.
+        recordings: The recordings.
         quantizer: How samples become classes.
         limit: Samples of each recording, by default all.
         window: Samples that are read at a time.

@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, waveforms, spectrograms, and what the state-space layers have learned."""
+"""Figures of a run: losses, waveforms, spectrograms, and the state-space layers before and after training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ssmkit.systems import DiscreteDiagonal
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture and lets go of it."""
+    """Writes a figure and closes it."""
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def loss_curve(history: list[dict[str, float]], result: dict[str, float]) -> Figure:
-    """The loss of every step, its running mean, the held-out loss on the way, and what all of it is compared with."""
+    """The loss of every step, its running mean, held-out losses, and the baselines."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     steps = np.array([line["step"] for line in history])
     losses = np.array([line["bits"] for line in history])
@@ -57,7 +57,7 @@ def overfitting_curve(losses: list[float]) -> Figure:
 
 
 def waveform(samples: np.ndarray, sample_rate: int) -> Figure:
-    """Samples in [-1, 1] against time: the range of each pixel's."""
+    """Samples in [-1, 1] against time: the range of the samples of each pixel."""
     figure, axes = plt.subplots(figsize=(8, 1.4), layout="constrained")
     size = max(1, len(samples) // 1600)
     rows = samples[: len(samples) // size * size].reshape(-1, size)
@@ -96,7 +96,7 @@ class Tap:
     before: FeaturewiseLayer
     after: FeaturewiseLayer
     sample_rate: float
-    """At which the layer runs, in Hz."""
+    """The rate at which the layer runs, in Hz."""
 
 
 def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequence[int], sample_rate: int) -> list[Tap]:
@@ -112,7 +112,7 @@ def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequen
 
 @torch.no_grad()
 def _time_scales(layer: FeaturewiseLayer) -> np.ndarray:
-    """Samples in which each mode decays to 1/e."""
+    """The number of samples in which each pole decays to 1/e."""
     system = layer.system()
     poles = system.a if isinstance(system, DiscreteDiagonal) else torch.linalg.eigvals(system.dense.A)
     scales: np.ndarray = (-1 / poles.abs().clamp(1e-6, 1 - 1e-9).log()).flatten().numpy()
@@ -121,7 +121,7 @@ def _time_scales(layer: FeaturewiseLayer) -> np.ndarray:
 
 @torch.no_grad()
 def layer_portrait(tap: Tap, features: int = 4) -> Figure:
-    """Kernels of some features, the time scales of all modes, and the mean spectrum, before and after training."""
+    """Kernels of some features, the time scales of all poles, and the mean spectrum, before and after training."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
     length = 2048
     both = (("before", tap.before, "0.6"), ("after", tap.after, "C0"))
@@ -138,7 +138,7 @@ def layer_portrait(tap: Tap, features: int = 4) -> Figure:
             np.fft.rfftfreq(length, 1 / tap.sample_rate)[1:], spectrum[1:], color=color, linewidth=1, label=name
         )
     left.set(title=f"kernels of {features} features, scaled", xlabel="ms", yticks=[], xlim=(0, time[length // 4]))
-    middle.set(title="time scales of all modes", xlabel="ms until 1/e", xscale="log")
+    middle.set(title="time scales of all poles", xlabel="ms until 1/e", xscale="log")
     right.set(title="spectrum, mean over features", xlabel="Hz", ylabel="dB")
     for axes in (left, middle, right):
         axes.legend(fontsize="small")

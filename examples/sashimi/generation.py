@@ -1,4 +1,4 @@
-"""Generating audio sample by sample: the loop, the way a sample is drawn, and the engine that runs the network."""
+"""Generation of audio sample by sample: the loop, the drawing of samples, and the engines that run the network."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .storage import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a sample is drawn from what the network says of it."""
+    """How a sample is drawn from its logits."""
 
     temperature: float = 1.0
-    """Below 1 the draw is bolder; at 0 the most likely class is taken."""
+    """Logits are divided by it; at 0 the likeliest class is taken."""
     top_k: int = 0
-    """Draw from so many of the likeliest classes; 0 for all."""
+    """Draw from this many of the likeliest classes; 0 for all."""
     top_p: float = 1.0
     """Draw from the likeliest classes that together have this probability; 1 for all."""
 
@@ -60,28 +60,28 @@ class Sampling:
 
 
 class Block(NamedTuple):
-    """What an engine has drawn, and where the streams have got to."""
+    """What an engine has drawn, and the state of the streams."""
 
     classes: Tensor
     """Shape (batch, samples)."""
     bits: Tensor
-    """Negative log-likelihood of each under the network, whatever the temperature; shape (batch, samples)."""
+    """Negative log-likelihood of each under the network at temperature 1; shape (batch, samples)."""
     logits: Tensor
-    """What the network says of the next sample; shape (batch, classes)."""
+    """Logits of the next sample; shape (batch, classes)."""
     state: State
-    """After the last sample."""
+    """The state after the last sample."""
 
 
 class SamplingEngine(Protocol):
-    """Runs a network from sample to sample. Others can take the place of :class:`StepEngine` in all that follows."""
+    """Runs a network sample by sample; all functions below take any such object."""
 
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
-        """Draws as many samples as there are columns of random numbers (batch, samples), feeding each back."""
+        """Draws a sample for each random number (batch, samples), and feeds each back."""
         ...
 
 
 class ProgramEngine:
-    """The network as a compiled program, sampling included: on the CPU, and with states of the CPU."""
+    """The network as a compiled program, with sampling, on the CPU."""
 
     def __init__(self, model: Sequential, threads: int | None = None) -> None:
         from ssmkit import streaming
@@ -98,7 +98,7 @@ class ProgramEngine:
 
 
 class StepEngine:
-    """The network's own `step`, with the system made once; or one under torch.compile."""
+    """The network's own `step`, with the system made once, eager or under torch.compile."""
 
     def __init__(self, model: Sequential, *, compiled: bool = False) -> None:
         self.model = model.eval()
@@ -108,20 +108,20 @@ class StepEngine:
     @torch.inference_mode()
     def run(self, logits: Tensor, state: State, uniform: Tensor, sampling: Sampling) -> Block:
         """See :class:`SamplingEngine`."""
-        classes, said = [], []
+        classes, predictions = [], []
         onednn: Any = torch.backends.mkldnn
         before = onednn.enabled
-        # For one small vector at a time, oneDNN's GELU takes eight times as long as torch's own.
+        # For one small vector, oneDNN's GELU takes eight times as long as torch's own.
         onednn.enabled = False
         try:
             for column in uniform.unbind(1):
-                said.append(logits)
+                predictions.append(logits)
                 classes.append(sampling.draw(logits, column))
                 logits, state = self.step(classes[-1], state)
         finally:
             onednn.enabled = before
         drawn = torch.stack(classes, 1)
-        nats = F.cross_entropy(torch.stack(said, 2), drawn, reduction="none")
+        nats = F.cross_entropy(torch.stack(predictions, 2), drawn, reduction="none")
         return Block(drawn, nats / math.log(2), logits, state)
 
 
@@ -134,10 +134,10 @@ ENGINES: dict[str, Callable[[Sequential, int | None], SamplingEngine]] = {
 
 
 def make_engine(model: Sequential, name: str = "auto", threads: int | None = None) -> SamplingEngine:
-    """The engine of that name; by `"auto"` a compiled program on a CPU, and the network's own `step` elsewhere.
+    """The engine of a name; `"auto"` is a compiled program on a CPU, and the network's own `step` elsewhere.
 
     Raises:
-        Problem: If a compiled program is asked for and numba is missing.
+        Problem: If the engine is a compiled program and numba is missing.
     """
     if name == "auto":
         name = "program" if next(model.parameters()).device.type == "cpu" else "step"
@@ -149,7 +149,7 @@ def make_engine(model: Sequential, name: str = "auto", threads: int | None = Non
 
 @dataclass
 class Streams:
-    """A batch of streams that are being generated: all that is needed to go on."""
+    """A batch of streams that are being generated: all that is needed to continue them."""
 
     logits: Tensor
     state: State
@@ -160,7 +160,7 @@ class Streams:
 
 @torch.no_grad()
 def prime(model: Sequential, prompt: Tensor, batch: int = 1, seed: int = 0, window: int = 1 << 18) -> Streams:
-    """Reads a prompt (length) of classes in parallel, and starts a batch of streams from where it ends."""
+    """Reads a prompt (length) of classes in parallel, and starts a batch of streams from its end."""
     model.eval()
     system, state = model.system(), model.initial_state(1)
     for part in prompt[None].split(window, dim=1):
@@ -172,14 +172,14 @@ def prime(model: Sequential, prompt: Tensor, batch: int = 1, seed: int = 0, wind
 def generate(
     engine: SamplingEngine, streams: Streams, length: int, sampling: Sampling, *, block: int = 800
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Continues streams, block by block; after each, `streams` is where it ends.
+    """Continues streams, block by block, and updates `streams` after each block.
 
     Arguments:
         engine: What runs the network.
-        streams: Where to go on.
+        streams: The streams to continue.
         length: Samples to generate.
         sampling: How they are drawn.
-        block: Samples from one yield to the next.
+        block: Samples per yield.
 
     Yields:
         Classes and their negative log-likelihood in bits, each with shape (batch, samples).
@@ -195,7 +195,7 @@ def generate(
 
 
 def fingerprint(model: Sequential) -> str:
-    """Tells networks with other weights apart."""
+    """A hash of the weights of a network."""
     digest = hashlib.sha256()
     for name, x in model.state_dict().items():
         digest.update(name.encode() + x.detach().cpu().contiguous().numpy().tobytes())
@@ -203,7 +203,7 @@ def fingerprint(model: Sequential) -> str:
 
 
 def save_streams(path: Path, streams: Streams, model: Sequential) -> None:
-    """Writes streams to a file, to be continued another time."""
+    """Writes streams to a file, to be continued later."""
     tensors = {"logits": streams.logits, "random": streams.random.get_state()}
 
     def shape(state: State) -> object:
@@ -219,10 +219,10 @@ def save_streams(path: Path, streams: Streams, model: Sequential) -> None:
 
 
 def load_streams(path: Path, model: Sequential) -> Streams:
-    """Reads what :func:`save_streams` wrote.
+    """Reads the file of :func:`save_streams`.
 
     Raises:
-        Problem: If it is something else, or belongs to a network with other weights.
+        Problem: If it is another file, or of a network with other weights.
     """
     tensors, metadata = read_tensors(path)
     if not {"tree", "samples", "model"} <= set(metadata) or not {"logits", "random"} <= set(tensors):

@@ -1,4 +1,4 @@
-"""How much of a clip is tones that last: a likelihood does not say it, and an ear does at once."""
+"""The share of lasting tones in a clip: easy to hear, but not visible in a likelihood."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[np.float64]
 
 FRAME, HOP = 0.128, 0.032
-"""Of the spectra in which partials are looked for, in seconds."""
+"""Length and distance of the frames of the spectra, in seconds."""
 _STABLE = 8
-"""Frames that a stable partial lasts: 256 ms."""
+"""Frames that a stable partial lasts at least: 256 ms."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What :func:`measure` finds.
+    """The result of :func:`measure`.
 
     Four seconds of real piano have at least 6 partials, a life of 0.28 s and a share of 0.6.
     """
@@ -38,11 +38,11 @@ class _Partial:
     """A peak that is followed from frame to frame."""
 
     where: float
-    """The frequency at which it is looked for next, in Hz."""
+    """The expected frequency in the next frame, in Hz."""
     path: list[tuple[int, float]]
     """Frames, and the frequencies in them."""
     missed: bool = False
-    """Whether it was not found in the frame before."""
+    """Whether it was missing in the last frame."""
 
 
 def measure(samples: npt.NDArray[np.floating], sample_rate: int) -> Measures:
@@ -57,8 +57,8 @@ def measure(samples: npt.NDArray[np.floating], sample_rate: int) -> Measures:
     .. math:: \text{partials} = \frac1T \sum_{i \text{ stable}} n_i, \qquad
         \text{share} = \frac{\sum_t \sum_{f \text{ near a stable partial}} S_t(f)}{\sum_t \sum_f S_t(f)},
 
-    and life is the median over all peaks of the length of their partial, :math:`32 n_i` ms. Noise has peaks, too, but
-    they do not last; a drone has few. Rise looks at the level above 60 Hz in steps of 20 ms, at most 60 dB below the
+    and life is the median over all peaks of the length of their partial, :math:`32 n_i` ms. Noise has peaks too, but
+    they do not last; a drone has few. Rise uses the level above 60 Hz in steps of 20 ms, limited to 60 dB below the
     loudest.
 
     References:
@@ -66,7 +66,7 @@ def measure(samples: npt.NDArray[np.floating], sample_rate: int) -> Measures:
         | https://doi.org/10.1109/TASSP.1986.1164910 (peaks that are followed from frame to frame)
 
     Arguments:
-        samples: In [-1, 1], with shape (length), best of about four seconds: only clips of equal length compare.
+        samples: In [-1, 1], with shape (length), about four seconds; only clips of equal length can be compared.
         sample_rate: In Hz, at least 4,000.
 
     Example:
@@ -109,12 +109,12 @@ def _spectra(x: Array, size: int, hop: int, points: int) -> Array:
 
 
 def _band(bins: int, step: float) -> tuple[int, int]:
-    """The bins from 60 to 2,000 Hz in which peaks are looked for."""
+    """The bins from 60 to 2,000 Hz, which may have peaks."""
     return int(np.ceil(60 / step)), min(int(np.ceil(2000 / step)), bins - 1)
 
 
 def _audible(levels: Array, step: float) -> list[Array]:
-    """The spectra in dB; of frames more than 50 dB below the loudest, none."""
+    """The spectra in dB; empty for frames more than 50 dB below the loudest."""
     low, high = _band(levels.shape[1], step)
     top = levels[:, low:high].max(1)
     return [frame if level > top.max() - 50 else np.zeros(0) for frame, level in zip(levels, top, strict=True)]

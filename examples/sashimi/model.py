@@ -13,9 +13,9 @@ from ssmkit import S4, S4D, Checkpoint, MultiRate, Residual, S4Block, SequenceLa
 
 
 def _smooth_embedding(d_model: int, classes: int, bandwidth: float = 8.0) -> nn.Embedding:
-    """An embedding in which neighbouring classes start alike: random cosines of the class.
+    """An embedding with similar vectors for neighbouring classes: random cosines of the class.
 
-    Classes of samples are ordered; unrelated vectors would have to learn that first.
+    Classes of samples are ordered; with independent vectors the network would have to learn this first.
     """
     embedding = nn.Embedding(classes, d_model)
     value = torch.linspace(-1, 1, classes)[:, None]
@@ -42,8 +42,8 @@ def sashimi(
 ) -> Sequential:
     r"""SaShiMi: an autoregressive network over raw audio with several rates.
 
-    Every tier runs the tier below it at a lower rate and a greater width, adds what comes up to its own input, and
-    passes the sum through its blocks. The output at sample k says how likely each class of sample k + 1 is.
+    Every tier runs the tier below it at a lower rate and a greater width, adds the output of that tier to its own
+    input, and passes the sum through its blocks. The output at sample k is the logits of sample k + 1.
 
     References:
         | It's Raw! Audio Generation with State-Space Models (Goel et al., 2022)
@@ -59,7 +59,7 @@ def sashimi(
         ff: The width of the feed-forward networks, as a multiple of the tier's.
         glu: Whether blocks gate their output.
         dropout: The probability of dropout inside the blocks.
-        checkpoint: Make the activations of a block again in the backward pass instead of keeping them.
+        checkpoint: Compute the activations of a block again in the backward pass instead of keeping them.
         inputs: `"classes"`, embedded, or `"samples"`, floats with shape (*, L, 1).
         d_output: The number of classes of samples.
 
@@ -86,6 +86,6 @@ def sashimi(
 
 
 def without_head(model: Sequential) -> tuple[Sequential, nn.Module]:
-    """A SaShiMi's layers up to the last tier, and the two that make logits of what comes out, as one."""
+    """The layers of a SaShiMi up to the last tier, and the two layers that compute the logits, as one module."""
     *trunk, norm, head = model
     return Sequential(*trunk), nn.Sequential(norm, head)

@@ -24,7 +24,7 @@ class Epoch:
     bits: float
     seconds: float
     peak: int
-    """Most bytes in use so far: of the card, or of this process."""
+    """Most bytes in use so far, on the GPU or by this process."""
 
 
 def overfit(
@@ -39,9 +39,9 @@ def overfit(
     device: str = "cpu",
     report: Callable[[int, Epoch], None] = lambda epoch, result: None,
 ) -> list[Epoch]:
-    """Trains on one recording, whole, with Adam; returns loss, time and peak memory of every step.
+    """Trains on one whole recording with Adam; returns loss, time and peak memory of every step.
 
-    Memory comes from the algorithms and from activation checkpointing per block, not from a smaller problem.
+    It fits in memory because of the algorithms and of activation checkpointing per block, not as a smaller problem.
     """
     torch.manual_seed(seed)
     model = sashimi(d_model, blocks, d_state=d_state, glu=False, checkpoint=True).to(device)

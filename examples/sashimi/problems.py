@@ -1,4 +1,4 @@
-"""What a user can put right."""
+"""Errors that a user can correct."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class Problem(Exception):
-    """Something that was handed over cannot be used; the message says in one sentence what, and what to do."""
+    """An input cannot be used; the message says in one sentence which, why, and what to do."""
 
 
-def exit_status(program: str, run: Callable[[], None]) -> int:
-    """Runs a program; what a user can put right is said in one sentence."""
+def exit_status(command: str, run: Callable[[], None]) -> int:
+    """Runs a command; prints errors that a user can correct in one sentence."""
     try:
         run()
     except Problem as problem:
-        print(f"{program}: {problem}", file=sys.stderr)
+        print(f"{command}: {problem}", file=sys.stderr)
         return 1
     return 0

@@ -26,9 +26,9 @@ class Sound:
     """What to listen for, in a sentence or two."""
     path: Path
     samples: np.ndarray
-    """What is in it, in [-1, 1]."""
+    """Its samples, in [-1, 1]."""
     measures: Measures
-    """Of what is not a prompt."""
+    """The measures of the part after the prompt."""
 
 
 def _picture(figure: Figure) -> str:
@@ -43,11 +43,11 @@ def write_report(path: Path, run: Run, trained: Trained, result: dict[str, float
     """Writes the page: settings, losses, likelihoods, clips to listen to, and layers before and after training.
 
     Arguments:
-        path: Where to.
+        path: The file to write.
         run: The run's folder.
         trained: Its model.
         result: Bits per sample on held-out audio: the baselines, and the `network`.
-        sounds: WAV files, put into the page whole.
+        sounds: Clips, whose WAV files are included in the page.
     """
     settings, history = trained.settings, run.history()
     clips = []

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, written so that a crash at any moment leaves the last good state behind."""
+"""The files of a run, written so that a crash at any moment leaves the last valid state."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MODEL, CONFIG, LOG, STATE = "model.safetensors", "config.json", "log.jsonl", "st
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written takes the place of `path` in one move, once it is safely on the disk.
+    """A path to write to; that file replaces `path` atomically, after it has been synced to the disk.
 
     Raises:
-        Problem: If it cannot be written; `path` is then as it was.
+        Problem: If it cannot be written; `path` is then unchanged.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -42,11 +42,11 @@ def writing(path: Path) -> Iterator[Path]:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise Problem(f"{path} cannot be written ({error.strerror}); what was there before is untouched.") from error
+        raise Problem(f"{path} cannot be written ({error.strerror}); the file there is unchanged.") from error
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, if it is not there.
+    """Makes a folder, if it does not exist.
 
     Raises:
         Problem: If it cannot be made.
@@ -58,15 +58,15 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with writing(path) as part:
         part.write_text(text)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file atomically."""
     with writing(path) as part:
-        # Not `save_file`: it writes to a temporary file of its own, which would stay behind after a kill.
+        # Not `save_file`: it writes to its own temporary file, which would remain after a kill.
         part.write_bytes(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata))
 
 
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Puts weights into a network.
+    """Loads weights into a network.
 
     Raises:
         Problem: If they are those of another network.
@@ -104,28 +104,28 @@ class Trained:
     model: Sequential
     settings: Settings
     step: int
-    """Training steps behind it."""
+    """Training steps so far."""
 
 
 def save_model(path: Path, weights: dict[str, Tensor], settings: Settings, step: int) -> None:
-    """Writes weights with all that is needed to use them, and nothing of the machine: not where the audio was."""
+    """Writes weights with all that is needed to use them, but without paths of this machine."""
     # One entry: safetensors writes several in any order, and the same run should write the same file.
     card = json.dumps({"step": step, "settings": to_json(replace(settings, data=None))})
     write_tensors(path, weights, sashimi=card)
 
 
 def load_model(path: Path) -> Trained:
-    """Reads a model file, or that of a run's folder, which also says what audio it was trained on.
+    """Reads a model file, or that of a run's folder, which also has the path of its training audio.
 
     Raises:
-        Problem: If there is none, or it is not one of this program.
+        Problem: If there is none, or it is not a file of :func:`save_model`.
     """
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise Problem(f"{file} does not exist; give a model file or the folder of a run, or train one first.")
     weights, metadata = read_tensors(file)
     if "sashimi" not in metadata:
-        raise Problem(f"{file} does not say what network it belongs to; it was not written by this program.")
+        raise Problem(f"{file} does not say what network it belongs to; it was not written by `train`.")
     try:
         card = json.loads(metadata["sashimi"])
         step, text = int(card["step"]), str(card["settings"])
@@ -142,9 +142,9 @@ def load_model(path: Path) -> Trained:
 class Run:
     """The folder of a training run.
 
-    `config.json` holds the settings, `log.jsonl` a line per step, `model.safetensors` the model as it is to be used. A
-    checkpoint is a safetensors file of its own; `state.json` names the one that counts, and is replaced in one move
-    after the checkpoint is on the disk.
+    `config.json` holds the settings, `log.jsonl` a line per step, `model.safetensors` the model for use. A checkpoint
+    is a separate safetensors file; `state.json` names the valid one, and is replaced atomically after the checkpoint
+    has been synced to the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any] | None:
-        """What `state.json` says; None before the first checkpoint.
+        """The content of `state.json`; None before the first checkpoint.
 
         Raises:
             Problem: If it cannot be read.
@@ -168,9 +168,9 @@ class Run:
             raise Problem(f"{path} is damaged ({error}); give another --out.") from error
 
     def open(self, settings: Settings) -> None:
-        """Makes the folder, or makes sure that what is in it is a run that can go on with these settings.
+        """Makes the folder, or checks that it holds a run that can continue with these settings.
 
-        They are the same but for `steps`, and for a `schedule` that gives the steps behind the run the same rates.
+        Only `steps` may differ, and `schedule` if it gives the same rates for the steps so far.
 
         Raises:
             Problem: If it holds something else, or cannot be written.
@@ -185,13 +185,13 @@ class Run:
             if odd := [name for name in new if name not in ("steps", "schedule") and new[name] != old[name]]:
                 raise Problem(
                     f"{self.folder} holds a run with other settings ({odd[0]} is {old[odd[0]]} there and "
-                    f"{new[odd[0]]} here); give another --out, or go on with --config {config}."
+                    f"{new[odd[0]]} here); give another --out, or continue with --config {config}."
                 )
             done = self.state["step"] if self.state else 0
             before = replace(settings, schedule=there.schedule)
             if (first := next((k for k in range(done) if before.rate(k) != settings.rate(k)), None)) is not None:
                 raise Problem(
-                    f"{self.folder} has {done:,} steps behind it, by the schedule {there.schedule}, and "
+                    f"{self.folder} has made {done:,} steps with the schedule {there.schedule}, and "
                     f"{settings.schedule} differs from it after step {first:,}; give --schedule {there.schedule}, more "
                     f"--steps, or another --out."
                 )
@@ -200,8 +200,8 @@ class Run:
         make_folder(self.folder)
 
     def begin(self, settings: Settings, step: int) -> None:
-        """Writes the settings, and drops what a crash left behind after a step: the run goes on from there."""
-        if (self.folder / CONFIG).exists():  # else whatever lies here is not ours
+        """Writes the settings, and removes remains of a crash after a step: the run continues from that step."""
+        if (self.folder / CONFIG).exists():  # otherwise the files here are not ours
             current = (self.state or {}).get("checkpoint")
             for path in (*self.folder.glob(".*.part"), *self.folder.glob("checkpoint-*.safetensors")):
                 if path.name != current:
@@ -221,7 +221,7 @@ class Run:
             (self.folder / old["checkpoint"]).unlink(missing_ok=True)
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The last checkpoint: the steps behind it, and its tensors; None if there is none.
+        """The last checkpoint: its number of steps and its tensors; None if there is none.
 
         Raises:
             Problem: If it is damaged.
@@ -232,7 +232,7 @@ class Run:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """While this lasts, :meth:`log` may be called.
+        """:meth:`log` may be called inside this context.
 
         Raises:
             Problem: If the log cannot be written.
@@ -249,7 +249,7 @@ class Run:
         self._log.flush()
 
     def history(self) -> list[dict[str, float]]:
-        """The lines of the log; one that a crash cut short is left out."""
+        """The lines of the log, without a line that a crash has cut off."""
         path = self.folder / LOG
         lines = []
         for text in path.read_text().splitlines() if path.exists() else []:

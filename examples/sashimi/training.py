@@ -1,4 +1,4 @@
-"""Training an autoregressive network, alone or on several processes, and taking up a run where it was left."""
+"""Training of an autoregressive network, on one or several processes, and continuing a run from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALIDATION = 5
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a run: started by `torchrun`, or one alone."""
+    """The processes that share a run: those started by `torchrun`, or a single one."""
 
     rank: int
     size: int
@@ -43,7 +43,7 @@ class World:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Barrier of all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -55,7 +55,7 @@ class World:
 
 
 def join_world(device: str) -> World:
-    """Meets the other processes, if `torchrun` started some.
+    """Connects to the other processes, if `torchrun` started some.
 
     Raises:
         Problem: If the device does not exist.
@@ -109,7 +109,7 @@ class Trainer:
     """A network in training: weights, averaged weights, optimiser.
 
     Arguments:
-        settings: The run's.
+        settings: The settings of the run.
         split: The recordings.
         world: The processes that share the run.
 
@@ -135,13 +135,13 @@ class Trainer:
 
     @property
     def best(self) -> Sequential:
-        """The network as it is to be used: with averaged weights, if there are some."""
+        """The network for use: with averaged weights, if there are any."""
         if self.average is None:
             return self.model
         return cast(Sequential, self.average.module)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run needs to go on."""
+        """All that is needed to continue a run."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         found = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         if self.average is not None:
@@ -151,7 +151,7 @@ class Trainer:
         return found
 
     def load(self, tensors: dict[str, Tensor], run: Run) -> None:
-        """Takes up what :meth:`tensors` gave.
+        """Loads the result of :meth:`tensors`.
 
         Raises:
             Problem: If it is that of another network.
@@ -165,7 +165,7 @@ class Trainer:
             load_into(self.average, part("average."), run.folder)
         for name, parameter in self.model.named_parameters():
             state = part(f"optimizer.{name}.")
-            # The count of steps stays where AdamW keeps it: on the CPU.
+            # AdamW keeps the number of steps on the CPU.
             self.optimizer.state[parameter] = {
                 key: x if key == "step" else x.to(parameter.device) for key, x in state.items()
             }
@@ -174,7 +174,7 @@ class Trainer:
         """One optimiser step on this process's rows of the batch; the loss in bits and the norm of the gradient.
 
         Raises:
-            Problem: If one of them is not finite; the weights are then as they were.
+            Problem: If one of them is not finite; the weights are then unchanged.
         """
         settings, device = self.settings, self.world.device
         torch.manual_seed(mix(settings.seed, number, self.world.rank))
@@ -198,14 +198,14 @@ class Trainer:
                 nll = F.cross_entropy(
                     logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
                 )
-                # The processes' gradients are averaged, and the sum is wanted.
+                # DistributedDataParallel averages gradients over processes, but the sum is needed.
                 (nll * (self.world.size / (counted * math.log(2)))).backward()
             total += nll.detach()
         loss = float(self.world.sum(total) / (counted * math.log(2)))
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-            raise Problem(f"{what} at step {number + 1}; lower --lr or --clip. The last checkpoint stays as it is.")
+            raise Problem(f"{what} at step {number + 1}; lower --lr or --clip. The last checkpoint is unchanged.")
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -226,8 +226,8 @@ def train(
         trainer: The network in training.
         run: The run's folder.
         every: Steps from checkpoint to checkpoint.
-        begin: Called with the number of steps that the checkpoint already has behind it.
-        report: Called after every step with the number of steps behind it and the loss in bits.
+        begin: Called with the number of steps of the checkpoint.
+        report: Called after every step with the number of steps so far and the loss in bits.
 
     Raises:
         Problem: If the loss is no longer finite, the disk is full, or a file turns out to be damaged.
@@ -262,7 +262,7 @@ def train(
                     line["held_out"] = evaluate(trainer.best, trainer.split.held_out[:1], settings.quantizer, seconds)
                 run.log(**line)
                 if save:
-                    # The model first: a run killed in between has it, and writes it again.
+                    # The model first: a run that is killed in between writes it again.
                     save_model(run.folder / MODEL, trainer.best.state_dict(), settings, step + 1)
                     run.save(step + 1, trainer.tensors())
             report(step + 1, loss)

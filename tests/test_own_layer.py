@@ -1,4 +1,4 @@
-"""The room for layers to come: a user's own layer, made of public names in at most forty lines, is like any other."""
+"""A user's own layer, made of public names in at most forty lines, works like any other layer."""
 
 import copy
 import inspect
@@ -80,8 +80,8 @@ def test_it_is_trained_like_any_other():
 
 
 @torch.no_grad()
-def test_its_steps_hold_slow_modes_in_float32():
-    """Poles that forget in a million samples; a pole in float32 misses by 2e-4."""
+def test_its_steps_are_accurate_for_poles_near_one_in_float32():
+    """Poles with a time constant of a million samples; with a pole in float32 the error would be 2e-4."""
     layer = LRU(2, 8, 1 - 1e-6, 1 - 1e-7)
     exact, u = copy.deepcopy(layer).double(), torch.randn(3000, 2) + 1
     (system, state), (other, expected) = ((x.system(), x.initial_state()) for x in (layer, exact))
@@ -145,7 +145,7 @@ def test_it_is_saved_in_low_precision_and_runs_under_autocast():
         assert relative_error(y, copy.deepcopy(layer).float()(u)) < 0.05
 
 
-def test_bad_input_gets_a_sentence_in_its_name():
+def test_bad_input_gives_an_error_with_its_name():
     layer, u = LRU(3, 5), torch.randn(2, 9, 3)
     for call, message in (
         (lambda: layer(torch.randn(2, 9, 4)), "the last axis of `u` must be 3"),
@@ -176,7 +176,7 @@ class Ahead(ssmkit.StateSpaceLayer):
         return self.inner.discretize(rate)
 
 
-def test_a_layer_that_is_not_causal_has_forward_alone():
+def test_a_layer_that_is_not_causal_has_only_forward():
     layer, u = Ahead(), torch.randn(2, 9, 3)
     assert torch.equal(layer(u), layer.inner(u))
     for call in (
