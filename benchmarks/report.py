@@ -50,6 +50,33 @@ def _growth(rows: list[dict[str, Any]], first: int = 1 << 12, last: int = 1 << 2
     return found
 
 
+def _bars(results: dict[str, Any], path: Path) -> None:
+    """Time and peak memory of one layer, forward and backward, beside the others: the chart of the README."""
+    cases = {"layer, dplr, forward + backward": "S4", "layer, diagonal, forward + backward": "S4D"}
+    who = {"reference": "state-spaces/s4", "bare FFT": "bare FFT convolution", "ssmkit": "ssmkit"}
+    rows = [r for r in results["headline"] if r["name"] in cases]
+    if not {r["contender"] for r in rows} >= set(who):
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
+    for axis, field, unit, scale in ((axes[0], "median", "seconds", 1), (axes[1], "peak", "MiB at the peak", 2**20)):
+        for place, (contender, label) in enumerate(who.items()):
+            values = [next(r for r in rows if (r["name"], r["contender"]) == (c, contender)) for c in cases]
+            numbers = [r[field] / scale for r in values]
+            at = [index + 0.26 * (1 - place) for index in range(len(cases))]
+            color = ("0.75", "0.55", "C0")[place]
+            bars = axis.barh(at, numbers, 0.24, color=color, label=label)
+            axis.bar_label(bars, [f"{v:.3g}" if field == "median" else f"{v:,.0f}" for v in numbers], padding=3)
+        axis.set(xlabel=unit, yticks=range(len(cases)), yticklabels=cases.values())
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.invert_yaxis()
+    axes[1].legend(fontsize="small", loc="lower right")
+    case = rows[0]
+    figure.suptitle(f"One layer, forward and backward: batch {case['B']}, {case['L']:,} samples, {case['H']} features")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def write(results: dict[str, Any], stem: Path) -> None:
     """Writes the tables as CSV and the figure of cost against length as SVG, for the documentation."""
     columns = ["case", "B, L, H, N", "contender", "median", "÷ ssmkit (spread)", "peak memory"]
@@ -67,6 +94,7 @@ def write(results: dict[str, Any], stem: Path) -> None:
     stem.with_suffix(".txt").write_text(
         f"{results['date']}: {where}; torch {machine['torch']}, Python {machine['python']}, float32\n"
     )
+    _bars(results, stem.with_name(f"{stem.name}-bars.svg"))
     if not results["lengths"]:
         return
     with stem.with_name(f"{stem.name}-growth.csv").open("w", newline="") as file:
