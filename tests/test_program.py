@@ -146,7 +146,7 @@ def test_short_clips_in_subfolders(call, tmp_path):
     assert status == 0, err
     status, _, err = call(*arguments, "--excerpt", 2048, "--out", "other")
     assert status == 1
-    assert "lower --excerpt, or fill up with silence by --pad" in err
+    assert "lower --excerpt, or pad with silence by --pad" in err
 
 
 @pytest.mark.parametrize("ema", [0, 0.9])
