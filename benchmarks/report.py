@@ -51,7 +51,7 @@ def _growth(rows: list[dict[str, Any]], first: int = 1 << 12, last: int = 1 << 2
 
 
 def _bars(results: dict[str, Any], path: Path) -> None:
-    """Time and peak memory of one layer, forward and backward, beside the others: the chart of the README."""
+    """The chart of the README: time and peak memory of one layer, forward and backward, for all contenders."""
     cases = {"layer, dplr, forward + backward": "S4", "layer, diagonal, forward + backward": "S4D"}
     who = {"reference": "state-spaces/s4", "bare FFT": "bare FFT convolution", "ssmkit": "ssmkit"}
     rows = [r for r in results["headline"] if r["name"] in cases]

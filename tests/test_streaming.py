@@ -587,7 +587,7 @@ def test_wrong_arguments_raise_errors(speaker):
         Engine(layer).run(torch.randn(5, 3), torch.zeros(3, 6))
     with pytest.raises(ValueError, match="tuple of 4"):
         engine.run(torch.tensor([1]), ())
-    with pytest.raises(ValueError, match="Embedding of as many classes"):
+    with pytest.raises(ValueError, match="Embedding of at least as many classes"):
         Engine(layer).start().generate(torch.zeros(3), torch.rand(5))
     with pytest.raises(ValueError, match="`logits` must have shape"):
         engine.start(2).generate(torch.zeros(20), torch.rand(2, 5))

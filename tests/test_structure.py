@@ -181,9 +181,9 @@ def test_everything_public_is_documented(name, thing):
         return
     doc = inspect.getdoc(thing) or ""
     assert len(doc) > 30, name
-    twin = name.rsplit(".", 1)[1].startswith("naive_")
+    naive = name.rsplit(".", 1)[1].startswith("naive_")
     value = inspect.isclass(thing) and (issubclass(thing, tuple) or dataclasses.is_dataclass(thing))
-    if not twin and not value:
+    if not naive and not value:
         assert ">>>" in doc, name
 
 

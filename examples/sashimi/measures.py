@@ -50,7 +50,7 @@ def measure(samples: npt.NDArray[np.floating], sample_rate: int) -> Measures:
 
     A partial is a peak of the power spectrum :math:`S_t(f)` (Hann, 128 ms, every 32 ms) between 60 and 2,000 Hz that
     is 12 dB above the median of its surroundings, :math:`\pm` 150 Hz, and at most 40 dB below the highest of its
-    frame. It goes on in the next frame, or in the one after that, with the closest peak that is less than
+    frame. It continues in the next frame, or in the one after that, with the closest peak that is less than
     :math:`0.006 f + 1.5` Hz away. It is stable if it lasts 8 frames. With :math:`n_i` the frames of partial :math:`i`
     and :math:`T` those of the clip,
 

@@ -85,7 +85,7 @@ def _mixing(module: nn.Module) -> str | None:
     if isinstance(module, _ALONG_LAST_AXIS) and module.dim != -1:
         return f"{name} must have dim=-1, the feature axis, and has dim={module.dim}"
     if isinstance(module, _NORMS) and len(cast(nn.LayerNorm, module).normalized_shape) != 1:
-        return f"{name} must normalise the feature axis alone"
+        return f"{name} must normalise only the feature axis"
     return None
 
 

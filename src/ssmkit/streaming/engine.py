@@ -43,7 +43,7 @@ class Engine:
 
     It accepts all causal layers of ssmkit, the position-wise modules of torch, and a :class:`ssmkit.StateSpaceLayer` of
     your own whose system has :meth:`~ssmkit.systems.System.write`; it refuses a module of your own. The program holds a
-    copy of the weights as they are now, in float32 and on the CPU, and runs in evaluation mode: dropout does nothing.
+    copy of the current weights, in float32 and on the CPU, and runs in evaluation mode: dropout does nothing.
     No gradients flow through it. The first engine on a machine compiles for about twenty seconds; the result is kept
     on disk. Needs `numba`: ``pip install 'ssmkit[streaming]'``.
 
