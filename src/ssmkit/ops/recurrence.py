@@ -102,8 +102,8 @@ def _arguments(a: Tensor, v: Tensor, x: Tensor | None, dim: int) -> tuple[Tensor
     dim = len(shape) - 1 - after
     dtype = torch.promote_types(v.dtype, x.dtype)
     if a.is_complex() or dtype.is_complex:
-        dtype = dtype.to_complex()
-        a = a.to(a.dtype.to_complex())
+        dtype = torch.promote_types(dtype, torch.complex64)
+        a = a.to(torch.promote_types(a.dtype, torch.complex64))
     a = a.to(torch.promote_types(a.dtype, dtype)).reshape((1,) * (len(shape) - a.ndim) + a.shape)
     v = v.to(dtype).expand(shape)
     x = full.to(dtype).expand(*shape[:dim], 1, *shape[dim + 1 :]).squeeze(dim)
@@ -119,6 +119,14 @@ def _blocks(L: int, width: int) -> Iterator[tuple[int, int, int]]:
         start += min(n, (L - start) // T) * T
     if start < L:
         yield start, 1, L - start
+
+
+def _write_sum(v: Tensor, a: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """Writes v + a x to `out`, a view, and returns it."""
+    if torch.compiler.is_compiling():
+        # torch.compile knows no `out=` that is a strided view.
+        return out.copy_(v).addcmul_(a, x)
+    return torch.addcmul(v, a, x, out=out)
 
 
 def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool = False) -> None:
@@ -143,12 +151,12 @@ def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool
         if n == 1:
             state = carry.to(v.dtype).unsqueeze(dim)
             for a_j, v_j, x_j in zip(steps, inputs, outputs, strict=True):
-                state = torch.addcmul(v_j, a_j, state, out=x_j)
+                state = _write_sum(v_j, a_j, state, x_j)
             carry = state.squeeze(dim).to(carry.dtype)
             continue
         state = outputs[0].copy_(inputs[0])
         for a_j, v_j, x_j in zip(steps[1:], inputs[1:], outputs[1:], strict=True):
-            state = torch.addcmul(v_j, a_j, state, out=x_j)
+            state = _write_sum(v_j, a_j, state, x_j)
         if constant:
             product, powers = through.unsqueeze(dim), [table.select(dim, -1)] * n
         else:
@@ -156,7 +164,7 @@ def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool
             running, ones = product.unbind(dim + 1)[order], steps[0]
             running[0].copy_(ones)
             for j in range(1, T):
-                torch.mul(running[j - 1], steps[j], out=running[j])
+                running[j].copy_(running[j - 1]).mul_(steps[j])
             powers = list(running[-1].unbind(dim)[order])
         before = torch.empty_like(state)
         for end, power, place in zip(
@@ -164,7 +172,7 @@ def _run(a: Tensor, v: Tensor, x: Tensor, dim: int, out: Tensor, backwards: bool
         ):
             place.copy_(carry)
             carry = torch.addcmul(end, power, carry)
-        torch.addcmul(chunks[1], product, before.unsqueeze(dim + 1), out=chunks[1])
+        chunks[1].addcmul_(product, before.unsqueeze(dim + 1))
 
 
 def _coefficient_gradient(a: Tensor, x: Tensor, states: Tensor, g: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from opt_einsum import contract
 from torch import Tensor
 
 from ..ops.complex import add_rotation, interleaved, output_rows
@@ -124,8 +123,9 @@ class DPLR(NamedTuple):
         G = eye + dt[:, None, None] * (P_star @ p).real
         inverse = torch.linalg.inv(G).to(full)
         projected = (2 * (P_star @ (solved * B)[..., None]).real).to(full)
-        q = contract("g,grs,gsn,gn->grn", dt.to(full), inverse, P_star, solved)
-        b = dt[:, None] * solved * B - contract("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), p, inverse, projected)
+        # torch takes the order of the products from opt_einsum, whose own `contract` torch.compile cannot trace.
+        q = torch.einsum("g,grs,gsn,gn->grn", dt.to(full), inverse, P_star, solved)
+        b = dt[:, None] * solved * B - torch.einsum("g,gnr,grs,gsi->gn", (dt * dt / 2).to(full), p, inverse, projected)
         D = dt.new_zeros(self.C.shape[:2]) if D is None else D
         return DiscreteDPLR((1 + half) * solved, p, q, b, self.C, D.to(dtype))
 
