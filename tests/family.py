@@ -244,7 +244,31 @@ COMPOSED |= {
     ),
 }
 
+COMPOSED |= {
+    "Checkpoint of S4D": lambda: Checkpoint(S4Block(4, S4D(4, 4), dropout=0.5), S5(4, 4)),
+    "Concatenate of S4D": lambda: Concatenate(S4D(3, 4), nn.Linear(3, 2), S5(3, 4), S4D(3, 4, channels=2)),
+    "Product of S4D and S6": lambda: Product(S4D(4, 4, discretization="bilinear"), S6(4, 2), nn.Linear(4, 4)),
+}
+
 CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}
+
+
+@functools.cache
+def takes_time_stamps(make):
+    """Whether a member takes a tensor of rates: none of its parts counts samples or is more than diagonal."""
+    refuse = (S4, LRU, MultiRate)
+    return not any(
+        isinstance(module, refuse) or (isinstance(module, ShortConv) and not module.any_rate)
+        for module in make().modules()
+    )
+
+
+TIMED = {
+    name: make
+    for name, make in CAUSAL.items()
+    if takes_time_stamps(make) and any(isinstance(module, (S4D, S5, S6, layers.SSD)) for module in make().modules())
+}
+"""Causal layers, and containers of such, whose samples may lie at irregular times."""
 
 NOT_STREAMED = (RootMeanSquare,)
 """Modules that cannot be lowered to a compiled program."""

@@ -1,7 +1,8 @@
 """Kernels and outputs of state-space layers from their parameters alone, by dense matrices and loops in complex128.
 
 No function of the package is called: only parameters and options of a layer are read. The matrices are those of both
-halves of the conjugate pairs, so that no factor of two and no real part is needed.
+halves of the conjugate pairs, so that no factor of two and no real part is needed. Loops over samples take one rate for
+all samples, or one per sample.
 """
 
 import numpy as np
@@ -29,6 +30,10 @@ def _discretise(A, B, dt, rule):
     assert rule == "zoh"
     assert (np.diag(poles) == A).all()
     return np.diag(np.exp(dt * poles)), np.expm1(dt * poles) / poles * B
+
+
+def _rates(rate, L):
+    return np.broadcast_to(rate, (L,))
 
 
 def discrete_systems(layer, rate=1.0):
@@ -66,18 +71,28 @@ def forward(layer, u, rate=1.0):
 
     The second half of the outputs of a bidirectional layer runs backwards, over the samples after the present one.
     """
+    return timed_forward(layer, u, rate)[0]
+
+
+def timed_forward(layer, u, rate):
+    """The output of :func:`forward`, and the last state (H, N) of what looks back, both halves of the pairs."""
     L, H = u.shape
     y = np.zeros((L, layer.channels, H))
-    for h, (A, b, C, D) in enumerate(discrete_systems(layer, rate)):
-        x = np.zeros(len(A), dtype=complex)
-        for k in range(L):
+    # Made for every rate once: with one rate for all samples, once.
+    systems = {r: list(discrete_systems(layer, r)) for r in set(_rates(rate, L).tolist())}
+    ends = []
+    for h in range(H):
+        x = np.zeros(layer.d_state, dtype=complex)
+        for k, r in enumerate(_rates(rate, L)):
+            A, b, C, D = systems[r][h]
             x = A @ x + b * u[k, h]
             y[k, :, h] += [(c @ x).real + d * u[k, h] for c, d in zip(C, D, strict=False)]
-        x = np.zeros(len(A), dtype=complex)
+        ends.append(x)
+        x = np.zeros(layer.d_state, dtype=complex)
         for k in reversed(range(L) if layer.bidirectional else ()):
             y[k, :, h] += [(c @ x).real for c in C[layer.channels :]]
             x = A @ x + b * u[k, h]
-    return y.reshape(L, layer.channels * H)
+    return y.reshape(L, layer.channels * H), np.stack(ends)
 
 
 def _s5(p, layer, rate):
@@ -105,11 +120,14 @@ def shared_forward(layer, u, rate=1.0):
 
     For a bidirectional layer, the second C reads the states of the reversed sequence.
     """
-    a, B, C, D = (_s5 if type(layer).__name__ == "S5" else _lru)(_parameters(layer), layer, rate)
+    make, p = (_s5 if type(layer).__name__ == "S5" else _lru), _parameters(layer)
+    systems = [make(p, layer, r) for r in _rates(rate, len(u))]
+    _, _, C, D = systems[0]
     y, last = D * u, None
     for rows, order in zip(C, (range(len(u)), reversed(range(len(u)))), strict=False):
-        s = np.zeros(len(a), dtype=complex)
+        s = np.zeros(C.shape[-1], dtype=complex)
         for k in order:
+            a, B, _, _ = systems[k]
             s = a * s + B @ u[k]
             y[k] += (rows @ s).real
         last = s if last is None else last
@@ -145,7 +163,7 @@ def selective(layer, u, rate=1.0):
                 groups, rest = rest[: G * N].reshape(G, N), rest[G * N :]
                 gains[name] = np.stack([groups[e * G // E] for e in range(E)])
         assert not len(rest)
-        dt = rate * np.log1p(np.exp(p["dt_proj.weight"] @ found[:R] + p["dt_proj.bias"]))
+        dt = _rates(rate, L)[k] * np.log1p(np.exp(p["dt_proj.weight"] @ found[:R] + p["dt_proj.bias"]))
         for e in range(E):
             for n in range(N):
                 h[e, n] = np.exp(-dt[e] * np.exp(p["A_log"][e, n])) * h[e, n] + dt[e] * gains["B"][e, n] * u[k, e]
@@ -161,7 +179,7 @@ def ssd(layer, u, rate=1.0):
     for k, row in enumerate(u):
         x, B, C, r = np.split(row, np.cumsum([H * P, G * N, G * N]))
         for i in range(H):
-            dt = rate * np.clip(np.log1p(np.exp(r[i] + p["dt_bias"][i])), *layer.dt_limit)
+            dt = _rates(rate, len(u))[k] * np.clip(np.log1p(np.exp(r[i] + p["dt_bias"][i])), *layer.dt_limit)
             v, b, c = x[i * P : (i + 1) * P], *(g.reshape(G, N)[i * G // H] for g in (B, C))
             h[i] = np.exp(-dt * np.exp(p["A_log"][i])) * h[i] + dt * np.outer(v, b)
             y[k, i] = h[i] @ c + (p["D"][i * P : (i + 1) * P] if layer.D_has_hdim else p["D"][i]) * v

@@ -30,6 +30,7 @@ __all__ = [
     "positive",
     "positive_range",
     "probability",
+    "rate",
     "sequence",
     "shape",
     "state",
@@ -89,6 +90,14 @@ def at_least(where: str, name: str, value: float, least: float) -> float:
     if not least <= number(where, name, value) < math.inf:
         raise ValueError(f"{where}: `{name}` must be finite and at least {least}, got {value!r}.")
     return value
+
+
+def rate(where: str, value: Any) -> None:
+    """A positive number, or a floating tensor of rates, the values of which are the caller's."""
+    if not isinstance(value, Tensor):
+        positive(where, "rate", value)
+    elif not value.is_floating_point():
+        raise TypeError(f"{where}: `rate` must be a number or a real floating tensor of intervals, got {value.dtype}.")
 
 
 def probability(where: str, name: str, value: float) -> float:

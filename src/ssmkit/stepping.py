@@ -48,7 +48,7 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
         A function from an input and a state to an output and the next state.
 
     Raises:
-        ValueError: If the model is not causal.
+        ValueError: If the model is not causal, or the system has time stamps.
 
     Example:
         >>> model = ssmkit.Sequential(ssmkit.S4D(4, 8), torch.nn.GELU())
@@ -76,6 +76,11 @@ def _prepare(system: System) -> None:
     for child in system if isinstance(system, tuple) else ():
         _prepare(child)
     if isinstance(system, systems.System):
+        if system.time_stamps is not None:
+            raise ValueError(
+                "compile_step: the rate of `system` must be a number, got a tensor of rates, which holds for one call, "
+                "where a compiled step has one system for all; run samples at irregular times by `step`."
+            )
         system.prepare()
 
 

@@ -85,11 +85,14 @@ class SequenceLayer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def system(self, rate: float = 1.0) -> System:
+    def system(self, rate: float | Tensor = 1.0) -> System:
         """Discretises the layer with its current weights; gradients flow through the system to them.
 
         Arguments:
-            rate: The factor of the step size: a model trained at 16 kHz runs on 8 kHz audio at rate 2.
+            rate: The factor of the step size: a model trained at 16 kHz runs on 8 kHz audio at rate 2. For samples at
+                irregular times a tensor, which holds for one call: for every sample the length of the interval that
+                ends at it, in steps, with shape :math:`(*, L)`, and :math:`(*)` for :meth:`step`. Not all layers take
+                one.
 
         Returns:
             The system, an argument of the other methods; `()` for a layer that has nothing to discretise.

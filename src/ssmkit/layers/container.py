@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..states import State
 from .base import SequenceLayer, System, refuse_forward_only
@@ -90,8 +90,8 @@ class Container(SequenceLayer):
             f"make it with this layer's `{maker}`."
         )
 
-    def system(self, rate: float = 1.0) -> tuple[System, ...]:
-        """The tuple of the layers' systems."""
+    def system(self, rate: float | Tensor = 1.0) -> tuple[System, ...]:
+        """The tuple of the layers' systems, all of the same rate."""
         return tuple(layer.system(rate) for layer in self._children())
 
     def initial_state(

@@ -50,9 +50,9 @@ class TiedDropout(SequenceLayer):
         mask = self.initial_state(*u.shape[:-2], device=u.device, dtype=u.dtype)
         return self._apply_mask(u, cast(Tensor, mask)[..., None, :])
 
-    def system(self, rate: float = 1.0) -> System:
+    def system(self, rate: float | Tensor = 1.0) -> System:
         """Nothing to discretise: `()`, at any rate."""
-        _checks.positive("TiedDropout", "rate", rate)
+        _checks.rate("TiedDropout", rate)
         return ()
 
     def initial_state(

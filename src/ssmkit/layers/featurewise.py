@@ -3,7 +3,7 @@ r"""The base of the layers with one linear system per feature: all parameters ex
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,6 @@ class FeaturewiseLayer(StateSpaceLayer):
 
     Subclasses initialise and discretise it, and may add parameters of `A`.
     """
-
-    SYSTEM: ClassVar[type[DiscreteDiagonal] | type[DiscreteDPLR]]
 
     def __init__(
         self,
@@ -137,11 +135,17 @@ class FeaturewiseLayer(StateSpaceLayer):
             :math:`(2 \cdot channels, H, L)`, first the channels that look back, then those that look ahead.
 
         Raises:
-            ValueError: If `L` is negative.
+            ValueError: If `L` is negative, or the system has time stamps.
         """
         _checks.integer(type(self).__name__, "L", L, least=0)
         with full_precision(self.C.device.type):
-            k: Tensor = self.given(system).kernel(L)
+            system = self.given(system)
+            if system.time_stamps is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: `kernel` needs a system of one rate, got one of a tensor of rates, with "
+                    "which the response depends on when the impulse comes; use `forward`."
+                )
+            k: Tensor = system.kernel(L)
         return k
 
     def extra_repr(self) -> str:

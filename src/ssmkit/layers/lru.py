@@ -3,10 +3,10 @@ r"""LRU: the linear recurrent unit."""
 from __future__ import annotations
 
 import math
-from typing import ClassVar, final
+from typing import ClassVar, NoReturn, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _checks
 from ..systems import SharedDiagonal
@@ -135,6 +135,10 @@ class LRU(StateSpaceLayer):
         nu, theta, gamma = (x.double().exp() for x in (self.nu_log, self.theta_log, self.gamma_log))
         a = torch.polar(torch.exp(-nu), theta)
         return SharedDiagonal(a, gamma[:, None] * pair(self.B), pair(self.C), self.D)
+
+    def timed(self, rate: Tensor) -> NoReturn:
+        """Refuses."""
+        raise ValueError("LRU: `rate` must be 1, since this layer has no step size, got a tensor; S5 and S4D have one.")
 
     def extra_repr(self) -> str:
         """The main arguments, and others if they are set."""

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _checks
 from ..initializers import softplus_steps
@@ -62,7 +62,8 @@ class S6(StateSpaceLayer):
           :math:`(E, N)` with :math:`A = -e^{A_{log}}`, `D` :math:`(E)`.
 
     Units:
-        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it.
+        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, or a tensor of such factors, one for
+        each sample.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -129,6 +130,19 @@ class S6(StateSpaceLayer):
             if self.C is not None:
                 self.C.copy_(torch.randn(self.C.shape) / self.d_state**0.5)
 
+    def timed(self, rate: Tensor) -> Selective:
+        r"""Makes the system of samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
+
+        Nothing is exact here, as :math:`B` enters by Euler's rule.
+
+        Arguments:
+            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+
+        Returns:
+            The system.
+        """
+        return self._system(rate)
+
     def discretize(self, rate: float) -> Selective:
         """Makes the system of the current weights, with gradients to them.
 
@@ -138,6 +152,9 @@ class S6(StateSpaceLayer):
         Returns:
             The system.
         """
+        return self._system(rate)
+
+    def _system(self, rate: float | Tensor) -> Selective:
         return Selective(
             -self.A_log.double().exp(),
             self.x_proj.weight,

@@ -91,7 +91,8 @@ class SSD(StateSpaceLayer):
         - `A_log` :math:`(H)` with :math:`A = -e^{A_{log}}`, `dt_bias` :math:`(H)`, `D` :math:`(H)` or :math:`(H P)`.
 
     Units:
-        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, after the limits.
+        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, after the limits, or a
+        tensor of such factors, one for each sample.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -149,6 +150,19 @@ class SSD(StateSpaceLayer):
             self.dt_bias.copy_(softplus_steps((self.nheads,), self.dt_min, self.dt_max, self.dt_init_floor))
             self.D.fill_(1.0)
 
+    def timed(self, rate: Tensor) -> Heads:
+        r"""Makes the system of samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
+
+        Nothing is exact here, as :math:`B` enters by Euler's rule.
+
+        Arguments:
+            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+
+        Returns:
+            The system.
+        """
+        return self._system(rate)
+
     def discretize(self, rate: float) -> Heads:
         """Makes the system of the current weights, with gradients to them.
 
@@ -158,6 +172,9 @@ class SSD(StateSpaceLayer):
         Returns:
             The system.
         """
+        return self._system(rate)
+
+    def _system(self, rate: float | Tensor) -> Heads:
         D = self.D.reshape(self.nheads, -1).expand(-1, self.headdim)
         A = -self.A_log.double().exp()
         return Heads(A, self.dt_bias, D, self.d_state, self.ngroups, self.dt_limit, rate)

@@ -130,9 +130,9 @@ class Pointwise(SequenceLayer):
         y: Tensor = self.module(u)
         return y
 
-    def system(self, rate: float = 1.0) -> System:
+    def system(self, rate: float | Tensor = 1.0) -> System:
         """Nothing to discretise: `()`, at any rate."""
-        _checks.positive("Pointwise", "rate", rate)
+        _checks.rate("Pointwise", rate)
         return ()
 
     def initial_state(

@@ -228,7 +228,7 @@ class MultiRate(SequenceLayer):
         frames = self.up.frames(self.layer(self.down(u[..., :full, :]), system))
         return self.up.samples(F.pad(frames, (0, 0, 1, 0)))[..., : u.shape[-2], :].to(u.dtype)
 
-    def system(self, rate: float = 1.0) -> System:
+    def system(self, rate: float | Tensor = 1.0) -> System:
         """The system of the layer inside.
 
         Arguments:
@@ -240,9 +240,11 @@ class MultiRate(SequenceLayer):
         Raises:
             ValueError: If `rate` is not 1.
         """
-        if _checks.positive("MultiRate", "rate", rate) != 1.0:
+        _checks.rate("MultiRate", rate)
+        if isinstance(rate, Tensor) or rate != 1.0:
+            got = "a tensor" if isinstance(rate, Tensor) else repr(rate)
             raise ValueError(
-                f"MultiRate: `rate` must be 1, got {rate!r}: frames are counted in samples, so that a pooled network "
+                f"MultiRate: `rate` must be 1, got {got}: frames are counted in samples, so that a pooled network "
                 "runs at the rate it was trained at; resample the audio instead."
             )
         return self.layer.system()

@@ -2,7 +2,7 @@ r"""S4: a state-space layer with a diagonal-plus-low-rank state matrix."""
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import ClassVar, NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,13 @@ class S4(FeaturewiseLayer):
         self._reset_shared(start.Lambda, start.B)
         with torch.no_grad():
             self.P.copy_(to_pairs(start.P).expand_as(self.P))
+
+    def timed(self, rate: Tensor) -> NoReturn:
+        """Refuses."""
+        raise ValueError(
+            "S4: `rate` must be a number, got a tensor: its matrix is not diagonal, and would have to be inverted for "
+            "every sample; use S4D or S5."
+        )
 
     def _discretize(self, dt: Tensor, dtype: torch.dtype, D: Tensor) -> DiscreteDPLR:
         return DPLR(self._poles, pair(self.P), pair(self.B), pair(self.C)).discretize(dt, dtype, D)

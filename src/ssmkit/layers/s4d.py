@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import _checks
 from ..initializers import Init, poles
-from ..systems import Diagonal, DiscreteDiagonal
+from ..systems import Diagonal, DiscreteDiagonal, TimedDiagonal
 from ..systems.diagonal import DISCRETIZATIONS, Discretization
+from .base import at_least_float32
 from .featurewise import FeaturewiseLayer, pair
 
 __all__ = ["S4D"]
@@ -57,7 +58,7 @@ class S4D(FeaturewiseLayer):
         - state: :math:`(*, H, N)`, real.
 
     Units:
-        As in :class:`ssmkit.S4`.
+        As in :class:`ssmkit.S4`. `rate` may be a tensor of intervals, for samples at irregular times.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -75,7 +76,7 @@ class S4D(FeaturewiseLayer):
     """
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B")
-    SYSTEM = DiscreteDiagonal
+    SYSTEM = (DiscreteDiagonal, TimedDiagonal)
 
     def __init__(
         self,
@@ -119,3 +120,16 @@ class S4D(FeaturewiseLayer):
 
     def _discretize(self, dt: Tensor, dtype: torch.dtype, D: Tensor) -> DiscreteDiagonal:
         return Diagonal(self._poles, pair(self.B), pair(self.C)).discretize(dt, self.discretization, dtype, D)
+
+    def timed(self, rate: Tensor) -> TimedDiagonal:
+        """Makes the system of samples at irregular times, with gradients to the weights and to the rates.
+
+        Arguments:
+            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+
+        Returns:
+            The system.
+        """
+        rule = DISCRETIZATIONS[self.discretization] if isinstance(self.discretization, str) else self.discretization
+        D, dt = self.D.to(at_least_float32(self.C.dtype)), self.log_dt.double().exp()
+        return TimedDiagonal(self._poles, pair(self.B), pair(self.C), D, dt, rate, rule)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import _checks, hippo
 from ..initializers import log_uniform
 from ..ops.complex import to_pairs
-from ..systems import BothWays, ForwardSystem, SharedDiagonal
+from ..systems import BothWays, ForwardSystem, SharedDiagonal, TimedShared
 from ..systems.diagonal import DISCRETIZATIONS, Discretization
 from .featurewise import pair
 from .statespace import StateSpaceLayer
@@ -63,6 +63,7 @@ class S5(StateSpaceLayer):
 
     Units:
         :math:`\Delta` is in the time unit of :math:`\Lambda`, in 1 / unit: a step is :math:`\Delta \cdot rate` long.
+        `rate` may be a tensor of intervals, for samples at irregular times.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -147,14 +148,32 @@ class S5(StateSpaceLayer):
         Returns:
             The system.
         """
-        rule = DISCRETIZATIONS[self.discretization] if isinstance(self.discretization, str) else self.discretization
-        real = self.A_real.double()
-        Lambda = torch.complex(real.clamp(max=_LARGEST_REAL) if self.clip_eigs else real, self.A_imag.double())
-        dt = self.log_dt.double().exp() * rate
-        a, gain = rule(Lambda, torch.ones_like(Lambda), dt)
+        Lambda = self._poles
+        a, gain = self._rule(Lambda, torch.ones_like(Lambda), self.log_dt.double().exp() * rate)
         B, C = gain[:, None] * pair(self.B), 2 * pair(self.C)
         past = SharedDiagonal(a, B, C[0], self.D)
         return BothWays(past, SharedDiagonal(a, B, C[1], torch.zeros_like(self.D))) if self.bidirectional else past
+
+    def timed(self, rate: Tensor) -> TimedShared:
+        """Makes the system of samples at irregular times, with gradients to the weights and to the rates.
+
+        Arguments:
+            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+
+        Returns:
+            The system.
+        """
+        dt = self.log_dt.double().exp()
+        return TimedShared(self._poles, pair(self.B), 2 * pair(self.C[0]), self.D, dt, rate, self._rule)
+
+    @property
+    def _rule(self) -> Discretization:
+        return DISCRETIZATIONS[self.discretization] if isinstance(self.discretization, str) else self.discretization
+
+    @property
+    def _poles(self) -> Tensor:
+        real = self.A_real.double()
+        return torch.complex(real.clamp(max=_LARGEST_REAL) if self.clip_eigs else real, self.A_imag.double())
 
     def extra_repr(self) -> str:
         """The main arguments, and others if they are set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _checks
 from ..systems import Taps
@@ -106,6 +106,24 @@ class ShortConv(StateSpaceLayer):
             )
         w = self.weight[:, 0].mT
         return Taps(w, w.new_zeros(self.d_model) if self.bias is None else self.bias)
+
+    def timed(self, rate: Tensor) -> Taps:
+        """The same taps for all intervals, if `any_rate` is set.
+
+        Arguments:
+            rate: What is accepted, and changes nothing.
+
+        Returns:
+            The taps.
+
+        Raises:
+            ValueError: Unless `any_rate` is set.
+        """
+        if not self.any_rate:
+            raise ValueError(
+                "ShortConv: `rate` must be 1, as the taps count samples, got a tensor; set `any_rate` to accept others."
+            )
+        return self.discretize(1.0)
 
     def extra_repr(self) -> str:
         """The main arguments, and others if they are set."""

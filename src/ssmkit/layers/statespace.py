@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import _checks
 from ..states import State
 from ..systems import ForwardSystem
+from ..systems.timed import fit_rate
 from .base import SequenceLayer, at_least_float32, refuse_forward_only
 
 __all__ = ["StateSpaceLayer", "full_precision"]
@@ -58,8 +59,8 @@ class StateSpaceLayer(SequenceLayer):
 
     SSM_PARAMETERS: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters for which :func:`ssmkit.param_groups` makes a group of their own."""
-    SYSTEM: ClassVar[type[Any]] = ForwardSystem
-    """The type of system that the layer makes; it refuses a `system` of another type."""
+    SYSTEM: ClassVar[type[Any] | tuple[type[Any], ...]] = ForwardSystem
+    """The types of system that the layer makes; it refuses a `system` of another type."""
 
     d_input: int
     d_output: int
@@ -89,22 +90,54 @@ class StateSpaceLayer(SequenceLayer):
             causal.
         """
 
+    def timed(self, rate: Tensor) -> ForwardSystem:
+        """Makes the system of samples at irregular times, with gradients to the parameters and to the rates.
+
+        Called by :meth:`system` where `rate` is a tensor, without autocast. A layer that takes time stamps overrides
+        it, and returns a system whose `rate` is that tensor.
+
+        Arguments:
+            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+
+        Returns:
+            The system.
+
+        Raises:
+            ValueError: Unless a subclass has it.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: `rate` must be a number, as this layer takes no time stamps, got a tensor; "
+            "S4D, S5 and S6 do."
+        )
+
     @final
-    def system(self, rate: float = 1.0) -> Any:
+    def system(self, rate: float | Tensor = 1.0) -> Any:
         """Discretises the layer with its current weights; gradients flow through the system to them.
 
         Arguments:
-            rate: The factor of the step size: a layer trained at 16 kHz runs on 8 kHz audio at rate 2.
+            rate: The factor of the step size: a layer trained at 16 kHz runs on 8 kHz audio at rate 2. For samples at
+                irregular times a floating tensor, which holds for one call: for every sample the length of the interval
+                that ends at it, over which the sample is held, in steps; positive, with shape :math:`(*, L)` or its
+                last axes, and :math:`(*)` for :meth:`step`.
 
         Returns:
             The discrete system, a value.
 
         Raises:
-            ValueError: If `rate` is not positive.
+            TypeError: If `rate` is a tensor of another kind.
+            ValueError: If a number `rate` is not positive, or the layer takes no time stamps.
         """
-        _checks.positive(type(self).__name__, "rate", rate)
+        name = type(self).__name__
+        _checks.rate(name, rate)
         with full_precision(self._like.device.type):
-            return self.discretize(rate)
+            if not isinstance(rate, Tensor):
+                return self.discretize(rate)
+            if not self.causal:
+                raise ValueError(
+                    f"{name}: `rate` must be a number for a layer that is not causal, got a tensor: time stamps tell "
+                    "the interval before a sample, and the way back needs the one after it."
+                )
+            return self.timed(rate)
 
     @property
     def _like(self) -> Tensor:
@@ -168,13 +201,14 @@ class StateSpaceLayer(SequenceLayer):
 
         Raises:
             TypeError: If `u` is not a real floating tensor.
-            ValueError: If the last axis of `u` is not `d_input`, or the system is another layer's.
+            ValueError: If the last axis of `u` is not `d_input`, or the system is another layer's, or has time stamps
+                of another number of samples.
         """
         _checks.sequence(type(self).__name__, "u", u, self.d_input)
         if u.numel() == 0:
             return self._empty(u, system)
         with full_precision(u.device.type):
-            system = self.given(system)
+            system = fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=True)
             v = u.to(torch.promote_types(u.dtype, system.dtype))
             y = system.forward(v.reshape(-1, *v.shape[-2:])).reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
@@ -193,7 +227,7 @@ class StateSpaceLayer(SequenceLayer):
         Raises:
             TypeError: If `u` is not a real floating tensor.
             ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
-                batch shape, or if the layer is not causal.
+                batch shape, if the system has time stamps of other samples, or if the layer is not causal.
         """
         shape = (*u.shape[:-1], *(self.state_shape or self._shape_for("step")))
         fits = u.is_floating_point() and u.shape[-1:] == (self.d_input,)
@@ -203,7 +237,7 @@ class StateSpaceLayer(SequenceLayer):
             _checks.last_axis(type(self).__name__, "u", u, self.d_input)
             state = _checks.state(type(self).__name__, state, shape)
         with full_precision(u.device.type):
-            system = self.given(system)
+            system = fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=False)
             dtype = system.dtype
             y, x = system.step(u.to(dtype), state if state.dtype == dtype else state.to(dtype))
             y = y.to(u.dtype)
@@ -225,7 +259,7 @@ class StateSpaceLayer(SequenceLayer):
         Raises:
             TypeError: If `u` is not a real floating tensor.
             ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
-                batch shape, or if the layer is not causal.
+                batch shape, if the system has time stamps of other samples, or if the layer is not causal.
         """
         name = type(self).__name__
         shape = self._shape_for("scan")
@@ -234,7 +268,7 @@ class StateSpaceLayer(SequenceLayer):
         if u.numel() == 0:
             return self._empty(u, system), x
         with full_precision(u.device.type):
-            system = self.given(system)
+            system = fit_rate(name, self.given(system), u.shape[:-1], time=True)
             v = u.to(system.dtype).reshape(-1, *u.shape[-2:])
             # The batch size instead of -1, which is ambiguous if a state is empty.
             y, new = system.scan(v, x.to(system.dtype).reshape(len(v), *shape))
@@ -244,7 +278,7 @@ class StateSpaceLayer(SequenceLayer):
     def _empty(self, u: Tensor, system: Any) -> Tensor:
         """The output for an empty input, in the graph of all inputs and coefficients: its gradients are zero."""
         y = u.new_zeros(*u.shape[:-1], self.d_output) + u.sum()
-        for coefficient in self.given(system).coefficients:
+        for coefficient in fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=True).coefficients:
             y = y + coefficient.flatten()[:0].real.sum()
         return y
 

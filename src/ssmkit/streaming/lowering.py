@@ -167,6 +167,11 @@ def _tied_dropout(program: Program, layer: TiedDropout, system: System, source: 
 @_lowers(LAYERS, StateSpaceLayer)
 def _state_space(program: Program, layer: StateSpaceLayer, system: System, source: Slot) -> tuple[Slot, Packing]:
     given = layer.given(system)
+    if given.time_stamps is not None:
+        raise ValueError(
+            "Engine: the rate of `system` must be a number, got a tensor of rates, which holds for one call, where a "
+            "program runs many; run samples at irregular times by `step`."
+        )
     if type(given).write is systems.System.write:
         raise ValueError(
             f"Engine: the system of {type(layer).__name__}, a {type(given).__name__}, has no `write` that says what "

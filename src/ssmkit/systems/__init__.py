@@ -18,6 +18,8 @@ from .heads import Heads as Heads
 from .selective import Selective as Selective
 from .shared import SharedDiagonal as SharedDiagonal
 from .taps import Taps as Taps
+from .timed import TimedDiagonal as TimedDiagonal
+from .timed import TimedShared as TimedShared
 from .two_sided import BothWays as BothWays
 from .two_sided import TwoSided as TwoSided
 from .words import Words as Words
@@ -36,6 +38,8 @@ __all__ = [
     "SharedDiagonal",
     "System",
     "Taps",
+    "TimedDiagonal",
+    "TimedShared",
     "TwoSided",
     "Words",
     "bilinear",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .words import Vector, Words
 
-__all__ = ["ForwardSystem", "System", "own", "part"]
+__all__ = ["ForwardSystem", "System", "own", "part", "per_sample"]
 
 _T = TypeVar("_T")
 
@@ -43,6 +43,11 @@ def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return x.to(dtype, copy=True).resolve_conj()
     return x.to(dtype, copy=True).resolve_conj()
+
+
+def per_sample(rate: float | Tensor) -> float | Tensor:
+    """A rate as a factor of step sizes with a last axis of their own: a number, or a tensor with one more axis."""
+    return rate.unsqueeze(-1) if isinstance(rate, Tensor) else rate
 
 
 def _may_keep() -> bool:
@@ -166,6 +171,12 @@ class ForwardSystem(ABC):
         values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
         nested = [value.coefficients if isinstance(value, ForwardSystem) else [value] for value in values]
         return [tensor for group in nested for tensor in group if isinstance(tensor, Tensor)]
+
+    @property
+    def time_stamps(self) -> Tensor | None:
+        """The rate of every sample, if the system was made of a tensor of rates and so is valid for one call."""
+        rate = getattr(self, "rate", None)
+        return rate if isinstance(rate, Tensor) else None
 
     @property
     def requires_grad(self) -> bool:

@@ -91,6 +91,33 @@ def zoh(Lambda: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 DISCRETIZATIONS: dict[str, Discretization] = {"zoh": zoh, "bilinear": bilinear}
 """The named discretisation rules of diagonal systems."""
 
+_LESS_ONE: dict[Discretization, Callable[[Tensor], Tensor]] = {zoh: torch.expm1, bilinear: lambda z: z / (1 - z / 2)}
+
+
+def less_one(rule: Discretization, Lambda: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""A rule for many step sizes: :math:`\bar\Lambda - 1`, and two factors whose product is :math:`\bar B`.
+
+    A constant input has the same steady state before and after discretisation. So
+    :math:`\bar B = (\bar\Lambda - 1) B / \Lambda` for both named rules, and one number per pole is all that varies with
+    the step size; it is computed without cancellation.
+
+    Arguments:
+        rule: The rule.
+        Lambda: Poles, with shape :math:`(*, N)`.
+        B: Input gains, with shape :math:`(*, N)`.
+        dt: Step sizes, with more axes than `Lambda`.
+
+    Returns:
+        Poles less one, a factor that varies with `dt` and one that does not.
+    """
+    if rule not in _LESS_ONE:
+        a, b = rule(Lambda, B, dt)
+        return a - 1, b, torch.ones_like(B)
+    # An integrator as a very slow pole: to rounding it is the same.
+    poles = torch.where(Lambda == 0, 1e-150, Lambda)
+    less = _LESS_ONE[rule](dt * poles)
+    return less, less, B / poles
+
 
 @dataclass(frozen=True, eq=False)
 class DiscreteDiagonal(LowRankSystem):

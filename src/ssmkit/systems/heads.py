@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.ssd import ssd_scan
-from .base import System, own
+from .base import System, own, per_sample
 from .words import Vector, Words
 
 __all__ = ["Heads"]
@@ -21,7 +21,7 @@ class Heads(System):
 
     .. math::
         h_k = e^{\Delta_k A} h_{k-1} + \Delta_k x_k B_k^\top, \qquad y_k = h_k C_k + D \circ x_k,
-        \qquad \Delta_k = rate \cdot \mathrm{clip}(\mathrm{softplus}(r_k + b_\Delta))
+        \qquad \Delta_k = rate_k \cdot \mathrm{clip}(\mathrm{softplus}(r_k + b_\Delta))
 
     The input is :math:`[x_k, B_k, C_k, r_k]` with :math:`H P + 2 G N + H` numbers.
 
@@ -43,13 +43,15 @@ class Heads(System):
     """G."""
     dt_limit: tuple[float, float] = (0.0, float("inf"))
     """The least and the greatest step size, before the rate."""
-    rate: float = 1.0
-    """The factor of the step sizes."""
+    rate: float | Tensor = 1.0
+    """The factor of all step sizes, or a tensor of the factors of every sample, (1, L) or (B, L), and :math:`(*)` for a
+    step."""
 
     def __post_init__(self) -> None:
         dtype = torch.promote_types(self.D.dtype, torch.float32)
-        for name in ("A", "b_dt", "D"):
-            object.__setattr__(self, name, own(getattr(self, name), dtype))
+        for name in ("A", "b_dt", "D", "rate"):
+            if isinstance(getattr(self, name), Tensor):
+                object.__setattr__(self, name, own(getattr(self, name), dtype))
 
     @property
     def d_input(self) -> int:
@@ -75,7 +77,7 @@ class Heads(System):
         """x (*, H, P), step sizes (*, H), B and C (*, G, N)."""
         gains = self.groups * self.d_state
         x, B, C, r = u.split([self.D.numel(), gains, gains, len(self.A)], dim=-1)
-        dt = F.softplus(r + self.b_dt).clamp(*self.dt_limit) * self.rate
+        dt = F.softplus(r + self.b_dt).clamp(*self.dt_limit) * per_sample(self.rate)
         B, C = (v.unflatten(-1, (self.groups, self.d_state)) for v in (B, C))
         return x.unflatten(-1, self.D.shape), dt, B, C
 
@@ -103,5 +105,5 @@ class Heads(System):
             d_state=self.d_state,
             groups=self.groups,
             dt_limit=self.dt_limit,
-            rate=self.rate,
+            rate=float(self.rate),
         )

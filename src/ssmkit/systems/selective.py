@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.selective import selective_scan
-from .base import System, own
+from .base import System, own, per_sample
 from .words import Vector, Words
 
 __all__ = ["Selective"]
@@ -21,7 +21,7 @@ class Selective(System):
 
     .. math::
         h_k = e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k,
-        \qquad \Delta_k = rate \cdot \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
+        \qquad \Delta_k = rate_k \cdot \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
 
     With E features, N states each, G groups of features that share :math:`B_k` and :math:`C_k`, and :math:`\Delta` of
     rank R. Gains that are given as tensors are constant, and W has no rows for them.
@@ -47,13 +47,14 @@ class Selective(System):
     """Constant output gains, or None; shape (E, N)."""
     groups: int = 1
     """G."""
-    rate: float = 1.0
-    """The factor of the step sizes."""
+    rate: float | Tensor = 1.0
+    """The factor of all step sizes, or a tensor of the factors of every sample, (1, L) or (B, L), and :math:`(*)` for a
+    step."""
 
     def __post_init__(self) -> None:
         dtype = torch.promote_types(self.D.dtype, torch.float32)
-        for name in ("A", "W", "W_dt", "b_dt", "D", "B", "C"):
-            if getattr(self, name) is not None:
+        for name in ("A", "W", "W_dt", "b_dt", "D", "B", "C", "rate"):
+            if isinstance(getattr(self, name), Tensor):
                 object.__setattr__(self, name, own(getattr(self, name), dtype))
 
     @property
@@ -78,9 +79,10 @@ class Selective(System):
 
     def _of_input(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes (*, E), and gains (*, G, N), or (E, N) if they are constant."""
-        found = F.linear(u, self.W)
-        R = self.W_dt.shape[1]
-        dt = F.softplus(F.linear(found[..., :R], self.W_dt, self.b_dt)) * self.rate
+        W, W_dt, b_dt = (v.to(u.dtype) for v in (self.W, self.W_dt, self.b_dt))
+        found = F.linear(u, W)
+        R = W_dt.shape[1]
+        dt = F.softplus(F.linear(found[..., :R], W_dt, b_dt)) * per_sample(self.rate)
         varying = list(found[..., R:].unflatten(-1, (-1, self.groups, self.A.shape[1])).unbind(-3))
         gains = [varying.pop(0) if fixed is None else fixed for fixed in (self.B, self.C)]
         return dt, gains[0], gains[1]
@@ -104,7 +106,7 @@ class Selective(System):
         R, gains = self.W_dt.shape[1], self.groups * self.A.shape[1]
         dt = words.softplus(words.linear(self.W_dt, words.linear(self.W[:R], u), self.b_dt))
         if self.rate != 1:
-            dt = words.scale(torch.full_like(self.b_dt, self.rate), dt)
+            dt = words.scale(self.b_dt.new_full(self.b_dt.shape, float(self.rate)), dt)
         rows = iter(self.W[R:].split(gains))
         B, C = (words.linear(next(rows), u) if fixed is None else fixed for fixed in (self.B, self.C))
         return words.select(self.A, dt, B, C, self.D, u, self.groups)

@@ -1,0 +1,112 @@
+"""A recurrence over a sequence in blocks, of which only the first states are kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["in_blocks"]
+
+Block: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+
+
+def in_blocks(
+    block: Block, samples: int, x: Tensor, constants: Sequence[Tensor], sequences: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Runs a function over the blocks of a sequence, one after another, and joins what it gives.
+
+    What the function makes inside lives for one block: the backward pass runs it again. So memory grows with inputs,
+    outputs and one state per block, whatever the function holds. Second derivatives are not to be had.
+
+    References:
+        | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)
+        | https://arxiv.org/abs/1604.06174
+
+    Arguments:
+        block: From a state, the constants and a block of each sequence to an output, with time as its second axis, and
+            the next state, a new tensor. It must give the same when it is run again.
+        samples: The length of a block.
+        x: The first state.
+        constants: Tensors that are the same for all blocks.
+        sequences: Tensors with time as their second axis, of a length of at least 1.
+
+    Returns:
+        The outputs, joined, and the last state. Gradients flow to all tensors.
+
+    Example:
+        >>> def block(x, gain, u):
+        ...     sums = x[:, None] + (gain * u).cumsum(1)
+        ...     return sums, sums[:, -1].clone()
+        >>> in_blocks(block, 2, torch.zeros(1), [torch.tensor(3.0)], [torch.ones(1, 5)])
+        (tensor([[ 3.,  6.,  9., 12., 15.]]), tensor([15.]))
+    """
+    tensors = (*constants, *sequences)
+    # Under torch.func the blocks are differentiated as they are, and what they make is kept.
+    again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    if not (again and any(v.requires_grad for v in (x, *tensors))):
+        y, last, _ = _run(block, samples, x, constants, sequences, keep=False)
+        return y, last
+    found: tuple[Tensor, Tensor] = _InBlocks.apply(block, samples, len(constants), x, *tensors)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _spans(length: int, samples: int) -> Iterator[slice]:
+    for start in range(0, length, samples):
+        yield slice(start, min(length, start + samples))
+
+
+def _run(
+    block: Block, samples: int, x: Tensor, constants: Sequence[Tensor], sequences: Sequence[Tensor], *, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the last state and, if they are to be kept, the first states of the blocks.
+
+    All that outlives a block is allocated before the next one: small pieces between the large tensors of the blocks
+    would keep the allocator from using their memory again, which then grew with the number of blocks.
+    """
+    L = sequences[0].shape[1]
+    starts = x.new_empty(len(range(0, L, samples)) if keep else 0, *x.shape)
+    y = x.new_empty(0)
+    for number, span in enumerate(_spans(L, samples)):
+        if keep:
+            starts[number] = x
+        piece, x = block(x, *constants, *(v[:, span] for v in sequences))
+        if not number:
+            y = piece.new_empty(len(piece), L, *piece.shape[2:])
+        y[:, span] = piece
+    return y, x, starts
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, block: Block, samples: int, constants: int, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y, last, starts = _run(block, samples, x, tensors[:constants], tensors[constants:], keep=True)
+        ctx.block, ctx.samples, ctx.constants = block, samples, constants
+        ctx.save_for_backward(starts, *tensors)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+        starts, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[4:]
+        found = [torch.zeros_like(v) if need else None for v, need in zip(tensors, needed, strict=True)]
+        spans = list(_spans(gy.shape[1], ctx.samples))
+        for start, span in zip(reversed(starts.unbind(0)), reversed(spans), strict=True):
+            pieces = (*tensors[: ctx.constants], *(v[:, span] for v in tensors[ctx.constants :]))
+            leaves = [v.detach().requires_grad_(need) for v, need in zip(pieces, needed, strict=True)]
+            state = start.detach().requires_grad_()
+            with torch.enable_grad():
+                outputs = ctx.block(state, *leaves)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            g, *grads = torch.autograd.grad(outputs, [state, *wanted], (gy[:, span], g))
+            rest = iter(grads)
+            for number, total in enumerate(found):
+                if total is not None:
+                    (total if number < ctx.constants else total[:, span]).add_(next(rest))
+        return None, None, None, g, *found
