@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import torch
 from torch import nn
 
 from ssmkit import (
@@ -14,6 +15,7 @@ from ssmkit import (
     Checkpoint,
     Concatenate,
     ForwardLayer,
+    LearnedStart,
     Mamba,
     Mamba2,
     MultiRate,
@@ -248,6 +250,34 @@ COMPOSED |= {
     "Checkpoint of S4D": lambda: Checkpoint(S4Block(4, S4D(4, 4), dropout=0.5), S5(4, 4)),
     "Concatenate of S4D": lambda: Concatenate(S4D(3, 4), nn.Linear(3, 2), S5(3, 4), S4D(3, 4, channels=2)),
     "Product of S4D and S6": lambda: Product(S4D(4, 4, discretization="bilinear"), S6(4, 2), nn.Linear(4, 4)),
+}
+
+
+def started(layer):
+    """A layer that starts from a state other than rest."""
+    layer = LearnedStart(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters(recurse=False):
+            parameter.normal_()
+    return layer
+
+
+COMPOSED |= {
+    "LearnedStart": lambda: started(S4(3, 4)),
+    "LearnedStart of S5": lambda: started(S5(3, 4)),
+    "LearnedStart of Mamba": lambda: started(Mamba(4, 3)),
+    "LearnedStart of LRU, inside": lambda: Residual(nn.LayerNorm(3), started(LRU(3, 4)), nn.GELU()),
+    "LearnedStart of a network": lambda: started(
+        Sequential(nn.Embedding(7, 4), S4Block(4, S4D(4, 4), tie_dropout=True, dropout=0.3), nn.Linear(4, 7))
+    ),
+    "LearnedStart of MultiRate": lambda: started(Residual(MultiRate(2, Sequential(ShortConv(4), S4D(4, 4)), 3))),
+    "MultiRate of LearnedStart": lambda: MultiRate(2, started(S4D(4, 4)), 3),
+    "S4Block of LearnedStart": lambda: S4Block(4, started(S4D(4, 4)), glu=True),
+    "LearnedStart in LearnedStart": lambda: started(Sequential(nn.Linear(3, 3), started(ShortConv(3, 2)), S5(3, 4))),
+    "LearnedStart of nothing": lambda: started(Sequential(nn.Linear(3, 3), ShortConv(3, 1))),
+    "Branches of LearnedStart": lambda: Concatenate(
+        started(Checkpoint(S4D(3, 4))), Product(started(S6(3, 2)), S4D(3, 4))
+    ),
 }
 
 CAUSAL = {**SSM, **SHARED, **TAPS, **SELECTIVE, **HEADS, **COMPOSED}

@@ -62,6 +62,7 @@ TESTS = {
     "layers/chain.py": ["tests/test_containers.py", "tests/test_forward_only.py", *LAWS],
     "layers/branches.py": ["tests/test_branches.py", "tests/test_forward_only.py", *LAWS],
     "layers/pointwise.py": ["tests/test_containers.py", *LAWS],
+    "layers/learned_start.py": ["tests/test_learned_start.py", *LAWS],
     "layers/dropout.py": ["tests/test_containers.py", *LAWS],
     "layers/base.py": ["tests/test_forward_only.py", *LAWS],
     "layers/pooling.py": ["tests/test_pooling.py", "tests/test_phases.py", *LAWS],

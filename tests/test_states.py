@@ -68,6 +68,77 @@ def test_detach_and_move(running):
     assert relative_error(y, rest) < 1e-5
 
 
+@pytest.mark.parametrize("phases", ["agree", "differ"])
+def test_a_state_is_saved_and_loaded(running, phases, tmp_path):
+    net, u, state, rest = running
+    if phases == "differ":
+        state = states.concatenate([states.select(state, [0]), states.select(net.scan(u[:, :1], state)[1], [1])])
+        assert isinstance(state[2][0][2], torch.Tensor)
+    tensors = states.to_dict(state)
+    assert all(x.is_contiguous() and not x.requires_grad for x in tensors.values())
+    torch.save(tensors, tmp_path / "state.pt")
+    again = states.from_dict(torch.load(tmp_path / "state.pt", weights_only=True), net.initial_state())
+    if phases == "agree":
+        y, _ = net.scan(u, again)
+        assert torch.equal(y, rest)
+        assert again[2][0][2] == state[2][0][2] == 1
+    else:
+        for a, b in zip(net.scan(u[:2], again), net.scan(u[:2], state), strict=True):
+            assert torch.equal(*(x if isinstance(x, torch.Tensor) else x[1] for x in (a, b)))
+        assert torch.equal(again[2][0][2], state[2][0][2])
+
+
+def test_named_tensors_are_copies_that_share_no_memory(running):
+    """Formats for tensors refuse those that share memory, as the frames of a state at rest do."""
+    net = running[0]
+    rest = net.initial_state(4)
+    tensors = states.to_dict(rest)
+    assert len({x.data_ptr() for x in tensors.values()}) == len(tensors)
+    tensors["state.1"].add_(1)
+    assert not rest[1].any()
+    assert list(tensors) == ["state.1", "state.2.0.0", "state.2.0.1", "state.2.0.2", "state.2.0.3"]
+    assert list(states.to_dict(S4D(4).initial_state(2), "voice")) == ["voice"]
+    assert states.to_dict(()) == {}
+    assert states.from_dict({}, ()) == ()
+
+
+def test_states_stand_beside_weights_in_one_file(running, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    net, u, state, rest = running
+    names = {**net.state_dict(), **states.to_dict(state, "left"), **states.to_dict(net.initial_state(2), "leftover")}
+    safetensors.save_file(names, tmp_path / "all.safetensors")
+    loaded = safetensors.load_file(tmp_path / "all.safetensors")
+    y, _ = net.scan(u, states.from_dict(loaded, net.initial_state(), "left"))
+    assert torch.equal(y, rest)
+
+
+def test_named_tensors_of_another_layer_get_a_sentence(running):
+    net, _, state, _ = running
+    tensors, like = states.to_dict(state), net.initial_state()
+    for wrong, message in (
+        ({k: v for k, v in tensors.items() if k != "state.2.0.1"}, "'state.2.0.1' is missing"),
+        ({**tensors, "state.3": torch.ones(1)}, "'state.3' is not in it"),
+        ({**tensors, "state": torch.ones(1)}, "'state' is not in it"),
+        ({**tensors, "state.2.0.2": torch.ones(4)}, "'state.2.0.2' is torch.float32"),
+        ({**tensors, "state.1": torch.ones(4).long()}, "'state.1' is torch.int64"),
+        ({}, "'state.1' is missing"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^from_dict: `tensors` must be of the same layer as `like`, and {message}"
+        ):
+            states.from_dict(wrong, like)
+
+
+def test_a_rejected_draft_is_rolled_back(running):
+    """A state is a value: what came after it is forgotten by going on from it."""
+    net, u, state, rest = running
+    net.scan(torch.randn_like(u), state)
+    for _ in range(3):
+        net.step(torch.randn_like(u[:, 0]), state)
+    y, _ = net.scan(u, state)
+    assert torch.equal(y, rest)
+
+
 def test_bad_input(running):
     _, _, state, _ = running
     with pytest.raises(ValueError, match="concatenate: `states` must hold at least one state"):

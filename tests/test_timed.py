@@ -189,15 +189,16 @@ def test_blocks_of_any_size_give_the_same(rows, L, block, samples, shared, name)
 
 
 class Largest(TorchDispatchMode):
-    """Keeps the bytes of the largest tensor that is made."""
+    """Keeps the bytes of the largest tensor that is made, and the numbers of the largest complex one."""
 
-    bytes = 0
+    bytes = numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(tensor, torch.Tensor):
                 self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+                self.numbers = max(self.numbers, tensor.numel() * tensor.is_complex())
         return out
 
 
@@ -213,6 +214,17 @@ def test_no_tensor_grows_with_length_and_states(make, monkeypatch):
     block = 16 * (N // 2) * (max(64, N) if isinstance(layer, S4D) else 64 * rows)
     assert seen.bytes <= max(16 * rows * L * H, block)
     assert 8 * seen.bytes < 16 * (N // 2) * rows * L
+
+
+@pytest.mark.parametrize(("rows", "H"), [(16, 8), (2, 64), (1, 3)])
+def test_blocks_are_of_the_size_that_is_wanted(rows, H, monkeypatch):
+    """Many rows, many features or neither: 2,048 numbers, but for first states and parameters."""
+    monkeypatch.setattr(timed, "_BLOCK", 1 << 11)
+    layer, u = S4D(H, 8), torch.randn(rows, 256, H)
+    for rate in (intervals(256), intervals(rows, 256)):
+        with Largest() as seen:
+            layer(u, layer.system(rate)).square().sum().backward()
+        assert (1 << 10) <= seen.numbers <= (1 << 11)
 
 
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_number_of_states():
@@ -308,6 +320,9 @@ def test_rates_broadcast_over_the_batch(name):
     assert relative_error(stepped, y[:, :, 0]) < 1e-12
     one, _ = layer.step(u[:, :, 0], state, layer.system(rate[1, 0]))
     assert relative_error(one[:, 1], y[:, 1, 0]) < 1e-12
+    # Rates that all rows share are discretised once.
+    if isinstance(layer, ssmkit.StateSpaceLayer):
+        assert timed.fit_rate("", layer.system(rate[0]), (2, 3, 20), time=True).time_stamps.shape == (1, 20)
     # A row of one's own in the second axis alone.
     y = layer(u, layer.system(rate[:2, None]))
     assert relative_error(y[1], layer(u[1], layer.system(rate[1]))) < 1e-12

@@ -18,6 +18,7 @@ from .layers import Checkpoint as Checkpoint
 from .layers import Concatenate as Concatenate
 from .layers import DownPool as DownPool
 from .layers import ForwardLayer as ForwardLayer
+from .layers import LearnedStart as LearnedStart
 from .layers import Mamba as Mamba
 from .layers import Mamba2 as Mamba2
 from .layers import MultiRate as MultiRate
@@ -49,6 +50,7 @@ __all__ = [
     "Concatenate",
     "DownPool",
     "ForwardLayer",
+    "LearnedStart",
     "Mamba",
     "Mamba2",
     "MultiRate",

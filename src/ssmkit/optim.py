@@ -7,10 +7,13 @@ from typing import Any
 from torch import nn
 
 from . import _checks
+from .layers import LearnedStart
 
 __all__ = ["param_groups"]
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_PLAIN = (*_NORMS, LearnedStart)
+"""Modules whose own parameters do not decay: for some zero is no better than any other value."""
 
 
 def param_groups(
@@ -20,7 +23,7 @@ def param_groups(
 
     - poles, low-rank terms, input gains and step sizes of the state-space layers (:math:`\Lambda, P, B, \Delta`): at
       the smaller of `lr` and `ssm_lr`, without decay;
-    - biases, and all parameters of norms: at `lr`, without decay;
+    - biases, all parameters of norms, and learnt starts (:class:`ssmkit.LearnedStart`): at `lr`, without decay;
     - all others: at `lr`, with decay.
 
     Every trainable parameter is in exactly one group, once, even if the model uses it several times; empty groups are
@@ -63,7 +66,7 @@ def param_groups(
             seen.add(parameter)
             if name in names:
                 ssm.append(parameter)
-            elif "bias" in name or isinstance(module, _NORMS):
+            elif "bias" in name or isinstance(module, _PLAIN):
                 plain.append(parameter)
             else:
                 decayed.append(parameter)

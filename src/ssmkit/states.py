@@ -1,4 +1,4 @@
-r"""States as values: select rows, repeat, concatenate, replace, detach and move them.
+r"""States as values: select rows, repeat, concatenate, replace, detach, move and save them.
 
 A state is the memory of a stream. It is a small tree: tuples of tensors with the batch axes in front, and phases, such
 as the number of samples of a frame that a multi-rate layer has read. A phase is an integer if all rows of the batch
@@ -8,7 +8,7 @@ layer's state, so the state needs at least one, as in ``layer.initial_state(8)``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _checks
 
-__all__ = ["State", "concatenate", "detach", "move", "repeat", "select", "where"]
+__all__ = ["State", "concatenate", "detach", "from_dict", "move", "repeat", "select", "to_dict", "where"]
 
 State: TypeAlias = Tensor | int | tuple["State", ...]
 """A tensor, a phase (an integer, or an integer tensor if rows differ), or a tuple of states."""
@@ -225,3 +225,78 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"move: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
     return _map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None), state)
+
+
+def to_dict(state: State, prefix: str = "state") -> dict[str, Tensor]:
+    """Lays a state out as named tensors, which any file format for tensors takes.
+
+    Arguments:
+        state: A state.
+        prefix: What the names begin with. Parts of a tuple add their number, as in ``state.1.0``.
+
+    Returns:
+        Copies of the tensors, without history and contiguous; a phase that is an integer is a tensor without axes.
+
+    Example:
+        >>> model = ssmkit.Sequential(torch.nn.Linear(2, 4), ssmkit.MultiRate(4, ssmkit.S4D(8)))
+        >>> {name: tuple(x.shape) for name, x in to_dict(model.initial_state(3)).items()}
+        {'state.1.0': (3, 4, 4), 'state.1.1': (3, 4, 4), 'state.1.2': (), 'state.1.3': (3, 8, 64)}
+    """
+    return {
+        name: part.detach().clone(memory_format=torch.contiguous_format)
+        if isinstance(part, Tensor)
+        else torch.tensor(part)
+        for name, part in _named(state, prefix)
+    }
+
+
+def from_dict(tensors: Mapping[str, Tensor], like: State, prefix: str = "state") -> State:
+    """Makes a state of the named tensors that :func:`to_dict` made.
+
+    Arguments:
+        tensors: The tensors, as they were or as they have been read. Others, with names that do not begin with
+            `prefix`, may stand beside them.
+        like: A state of the same layer, such as its `initial_state()`, for the tree; numbers and shapes are not read.
+        prefix: What the names begin with.
+
+    Returns:
+        The state, made of the tensors themselves.
+
+    Raises:
+        ValueError: If names are missing or are too many for the tree of `like`, or a phase stands where numbers should.
+
+    Example:
+        >>> layer = ssmkit.MultiRate(2, ssmkit.S4D(4))
+        >>> _, state = layer.scan(torch.randn(3, 7, 2), layer.initial_state(3))
+        >>> again = from_dict(to_dict(state), layer.initial_state())
+        >>> again[2], torch.equal(again[3], state[3])
+        (3, True)
+    """
+    wanted = dict(_named(like, prefix))
+    found = {name for name in tensors if name == prefix or name.startswith(f"{prefix}.")}
+    if found != set(wanted):
+        missing, more = sorted(set(wanted) - found), sorted(found - set(wanted))
+        which = f"{missing[0]!r} is missing" if missing else f"{more[0]!r} is not in it"
+        raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {which}.")
+    for name, part in wanted.items():
+        dtype = tensors[name].dtype
+        if dtype.is_floating_point != (isinstance(part, Tensor) and part.is_floating_point()):
+            raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {name!r} is {dtype}.")
+    return _filled(like, prefix, tensors)
+
+
+def _named(state: State, name: str) -> Iterator[tuple[str, Tensor | int]]:
+    """The leaves of a state, by their places in the tree."""
+    if isinstance(state, tuple):
+        for number, child in enumerate(state):
+            yield from _named(child, f"{name}.{number}")
+    else:
+        yield name, state
+
+
+def _filled(like: State, name: str, tensors: Mapping[str, Tensor]) -> State:
+    if isinstance(like, tuple):
+        return tuple(_filled(child, f"{name}.{number}", tensors) for number, child in enumerate(like))
+    x = tensors[name]
+    # Phases on which all rows agree are integers.
+    return x if x.is_floating_point() or x.ndim else int(x)

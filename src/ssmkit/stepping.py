@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import systems
-from .layers import MultiRate, Sequential
+from .layers import LearnedStart, MultiRate, Sequential
 from .layers.base import SequenceLayer, System, refuse_forward_only
 from .layers.branches import Branches
 from .layers.chain import Chain
@@ -112,6 +112,8 @@ def _plan(layer: SequenceLayer, system: System) -> Step:
     """The step of a layer, made of compiled parts that are as large as possible."""
     if not _changes_rate(layer):
         return _compiled(layer, system)
+    if isinstance(layer, LearnedStart):
+        return _plan(layer.layer, system)
     if isinstance(layer, MultiRate):
         return _plan_multi_rate(layer, system)
     if isinstance(layer, Chain):

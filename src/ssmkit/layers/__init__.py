@@ -9,6 +9,7 @@ from .chain import Checkpoint as Checkpoint
 from .chain import Residual as Residual
 from .chain import Sequential as Sequential
 from .dropout import TiedDropout as TiedDropout
+from .learned_start import LearnedStart as LearnedStart
 from .lru import LRU as LRU
 from .mamba import S6 as S6
 from .mamba import Mamba as Mamba
@@ -37,6 +38,7 @@ __all__ = [
     "DownPool",
     "ForwardLayer",
     "GroupedRMSNorm",
+    "LearnedStart",
     "Mamba",
     "Mamba2",
     "MultiRate",

@@ -102,7 +102,7 @@ class SequenceLayer(nn.Module, ABC):
     def initial_state(
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """Makes a state at rest.
+        """Makes the state in which streams begin: at rest, unless the layer has another start.
 
         Arguments:
             batch_shape: The batch axes of the inputs to come; none for a single stream without a batch axis.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..layers.base import SequenceLayer, System, refuse_forward_only
-from ..states import State
+from ..states import State, detach, select
 from . import kernels
 from .lowering import lower
 from .packing import Memory
@@ -98,7 +98,8 @@ class Engine:
         self.table, self.weights, self.poles = program.table(), program.weights(), program.poles()
         self._size, self._states, self._counters = program.size, program.states, program.counters
         self._classes = program.classes
-        self._model_state = model.initial_state
+        # A copy, as of the weights: a learnt start may change later.
+        self._first = detach(model.initial_state(1))
         # Compile now, or load compiled code from disk, so that the first sample does not wait for it.
         empty = self.start(0)
         if self._classes is None:
@@ -123,7 +124,8 @@ class Engine:
 
         Arguments:
             batch_shape: The batch axes.
-            state: The state, in the form that `step` takes; by default at rest.
+            state: The state, in the form that `step` takes; by default the initial state that the model had when the
+                engine was made: rest, or a learnt start.
 
         Returns:
             The streams.
@@ -131,7 +133,7 @@ class Engine:
         Raises:
             ValueError: If the state is of another model or batch shape.
         """
-        return Stream(self, batch_shape, self._model_state(*batch_shape) if state is None else state)
+        return Stream(self, batch_shape, state)
 
     def run(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Maps a chunk of any length sample by sample; the model's `scan` gives the same in parallel.
@@ -213,7 +215,7 @@ class Stream:
         torch.Size([100])
     """
 
-    def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State) -> None:
+    def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State | None) -> None:
         self.batch_shape = torch.Size(batch_shape)
         self.engine = engine
         # An odd number of cache lines: with an even one, the same line of many streams would fall into one cache set.
@@ -224,8 +226,11 @@ class Stream:
             np.zeros((streams, engine._states)),
             np.zeros((streams, counters), np.int64),
         )
-        self._like = state
-        engine._packing.pack(state, self.batch_shape, memory)
+        self._like = engine._first if state is None else state
+        if state is None:
+            engine._packing.pack(select(engine._first, [0] * streams), (streams,), memory)
+        else:
+            engine._packing.pack(state, self.batch_shape, memory)
         self._groups = _groups(memory)
 
     @property

@@ -16,6 +16,7 @@ from ..layers import (
     Checkpoint,
     Concatenate,
     GroupedRMSNorm,
+    LearnedStart,
     MultiRate,
     Pointwise,
     Product,
@@ -157,6 +158,11 @@ def _concatenate(program: Program, layer: Concatenate, system: System, source: S
 @_lowers(LAYERS, Pointwise)
 def _pointwise(program: Program, layer: Pointwise, system: System, source: Slot) -> tuple[Slot, Packing]:
     return _lower_module(program, layer.module, source), NoState()
+
+
+@_lowers(LAYERS, LearnedStart)
+def _learned_start(program: Program, layer: LearnedStart, system: System, source: Slot) -> tuple[Slot, Packing]:
+    return lower(program, layer.layer, system, source)
 
 
 @_lowers(LAYERS, TiedDropout)

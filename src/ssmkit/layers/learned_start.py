@@ -1,0 +1,154 @@
+r"""A start that is learnt: the state in which streams begin, as parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from ..states import State
+from .base import SequenceLayer, System, refuse_forward_only
+from .container import Container
+from .dropout import TiedDropout
+from .pooling import MultiRate
+
+__all__ = ["LearnedStart"]
+
+_Change: TypeAlias = Callable[[str, Tensor], Tensor]
+
+
+@final
+class LearnedStart(SequenceLayer):
+    r"""Starts a layer from a state that is learnt, and not from rest.
+
+    .. math:: x_{-1} = x_{rest} + \theta
+
+    for every tensor of the layer's initial state that says something of the past. Here :meth:`initial_state` gives
+    the learnt start, and :meth:`forward` begins in it; in all other respects it is the layer inside, whose systems and
+    states it takes and gives. At first :math:`\theta` is zero, and the start is at rest.
+
+    Not learnt are what begins empty (the frame that a :class:`MultiRate` fills, and its phase) and what is drawn (the
+    mask of a :class:`TiedDropout`).
+
+    Arguments:
+        layer: A causal sequence layer, or a network of such.
+
+    Shapes:
+        - as the layer inside.
+        - parameters: for each tensor of the state of one stream one of its shape. They are named by their place in the
+          tree of the state, `start_1_0`, and `start` if the state is a tensor. :func:`ssmkit.param_groups` gives them
+          no weight decay.
+
+    Raises:
+        TypeError: If `layer` is not a sequence layer.
+        ValueError: If it is not causal, and so has no state.
+
+    Example:
+        >>> layer = ssmkit.LearnedStart(ssmkit.S4D(4, d_state=8))
+        >>> layer.start.shape, layer.initial_state(2).shape
+        (torch.Size([4, 8]), torch.Size([2, 4, 8]))
+        >>> layer(torch.randn(2, 50, 4)).sum().backward()
+        >>> bool((layer.start.grad != 0).all())
+        True
+        >>> model = ssmkit.LearnedStart(ssmkit.Sequential(torch.nn.Linear(1, 4), ssmkit.S5(4, 8), ssmkit.ShortConv(4)))
+        >>> [name for name, _ in model.named_parameters(recurse=False)]
+        ['start_1', 'start_2']
+    """
+
+    def __init__(self, layer: SequenceLayer) -> None:
+        super().__init__()
+        if not isinstance(layer, SequenceLayer):
+            raise TypeError(
+                f"LearnedStart: `layer` must be a `ssmkit.SequenceLayer`, got {type(layer).__name__}; "
+                "wrap position-wise modules in `ssmkit.Sequential`."
+            )
+        if not layer.causal:
+            refuse_forward_only("LearnedStart", "initial_state", layer)
+        self.layer = layer
+        self.d_input, self.d_output = layer.d_input, layer.d_output
+
+        def add(name: str, rest: Tensor) -> Tensor:
+            # A tensor without numbers, such as the state of a filter with one tap, has nothing to learn.
+            if rest.numel():
+                self.register_parameter(name, nn.Parameter(torch.zeros_like(rest)))
+            return rest
+
+        _change(layer, layer.initial_state(), "start", add)
+
+    def reset_parameters(self) -> None:
+        """Puts the start to rest."""
+        with torch.no_grad():
+            for parameter in self._parameters.values():
+                cast(Tensor, parameter).zero_()
+
+    def system(self, rate: float | Tensor = 1.0) -> System:
+        """The system of the layer inside."""
+        return self.layer.system(rate)
+
+    def initial_state(
+        self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Makes the learnt start for every stream of a batch, with gradients to the parameters.
+
+        Arguments:
+            batch_shape: The batch axes of what is going to be run.
+            device: By default that of the weights.
+            dtype: By default that of the weights, and at least float32.
+
+        Returns:
+            A state of the layer inside. It is a copy: it stays as it is when the parameters change.
+        """
+
+        def move(name: str, rest: Tensor) -> Tensor:
+            start = self._parameters.get(name)
+            return rest if start is None else rest + start.to(rest.device, rest.dtype)
+
+        return _change(self.layer, self.layer.initial_state(*batch_shape, device=device, dtype=dtype), "start", move)
+
+    def forward(self, u: Tensor, system: System = None) -> Tensor:
+        """Maps a whole sequence from the learnt start, by a scan.
+
+        Arguments:
+            u: The input, with shape :math:`(*, L, d_{input})`, or :math:`(*, L)` of class indices.
+            system: What :meth:`system` returned; by default made on the spot.
+
+        Returns:
+            The output, with shape :math:`(*, L, d_{output})`.
+        """
+        batch, dtype = u.shape[:-1], None
+        if u.is_floating_point():
+            like = next((p.dtype for p in self.parameters() if p.is_floating_point()), u.dtype)
+            batch, dtype = u.shape[:-2], torch.promote_types(u.dtype, like)
+        return self.layer.scan(u, self.initial_state(*batch, device=u.device, dtype=dtype), system)[0]
+
+    def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps one sample, as the layer inside."""
+        return self.layer.step(u, state, system)
+
+    def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
+        """Maps a chunk of any length, as the layer inside."""
+        return self.layer.scan(u, state, system)
+
+
+def _change(layer: SequenceLayer, state: State, name: str, change: _Change) -> State:
+    """Changes the tensors of a start that can be learnt, each of which is named by its place in the tree."""
+    if isinstance(layer, LearnedStart):
+        return _change(layer.layer, state, name, change)
+    if isinstance(layer, TiedDropout):
+        return state
+    if isinstance(layer, MultiRate):
+        # No sample of the first frame has been read: what stands there is never heard.
+        filling, emitting, phase, inner = cast(tuple[State, Tensor, State, State], state)
+        return filling, change(f"{name}_1", emitting), phase, _change(layer.layer, inner, f"{name}_3", change)
+    if isinstance(layer, Container):
+        pairs = zip(layer, cast(tuple[State, ...], state), strict=True)
+        return tuple(_change(child, part, f"{name}_{n}", change) for n, (child, part) in enumerate(pairs))
+    return _change_tensors(state, name, change)
+
+
+def _change_tensors(state: State, name: str, change: _Change) -> State:
+    if isinstance(state, tuple):
+        return tuple(_change_tensors(child, f"{name}_{n}", change) for n, child in enumerate(state))
+    return change(name, state) if isinstance(state, Tensor) and state.is_floating_point() else state
