@@ -374,6 +374,18 @@ def test_under_autocast_and_torch_func_it_is_the_same():
         assert relative_error(torch.func.grad(loss)(rate.detach()), expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["S4D", "S5"])
+def test_it_compiles(name):
+    layer = TIMED[name]()
+    u, rate = torch.randn(2, 20, 3), intervals(2, 20, dtype=torch.float32).requires_grad_()
+    found = []
+    for run in (layer.forward, torch.compile(layer.forward, backend="aot_eager")):
+        y = run(u, layer.system(rate))
+        found.append((y, *torch.autograd.grad(y.square().sum(), [rate, layer.B])))
+    for a, b in zip(*found, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
 @torch.no_grad()
 def test_any_mix_of_dtypes_is_taken():
     for weights in (torch.float32, torch.float64, torch.bfloat16):

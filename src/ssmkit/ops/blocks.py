@@ -14,10 +14,13 @@ __all__ = ["in_blocks"]
 Block: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def in_blocks(
     block: Block, samples: int, x: Tensor, constants: Sequence[Tensor], sequences: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Runs a function over the blocks of a sequence, one after another, and joins what it gives.
+
+    Under torch.compile it runs as it is: traced, every sample of a long sequence would become a part of the graph.
 
     What the function makes inside lives for one block: the backward pass runs it again. So memory grows with inputs,
     outputs and one state per block, whatever the function holds. Second derivatives are not to be had.
