@@ -85,7 +85,7 @@ def row_lengths(where: str, value: Lengths, sizes: Sequence[int]) -> Tensor:
         raise ValueError(
             f"{where}: `lengths` must have shape {shape}, one for each row of `u`, got shape {tuple(found.shape)}."
         )
-    for row, per_axis in enumerate(values(found.reshape(B, -1)) or ()):
+    for row, per_axis in enumerate(values(found[:, None] if found.ndim < 2 else found) or ()):
         for length, most in zip(per_axis, axes[-len(per_axis) :], strict=True):
             if not 0 <= length <= most:
                 raise ValueError(
@@ -139,13 +139,10 @@ def beginnings(where: str, boundaries: Any, batch: Sequence[int], L: int, *, who
     return [[place for place in places if place < L]]
 
 
-def flags(where: str, name: str, value: Any, shape: Sequence[int]) -> Tensor:
-    """A boolean for every stream."""
+def flags(where: str, name: str, value: Any, shape: Sequence[int | str]) -> Tensor:
+    """A boolean for every stream, or sample."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool or value.shape != tuple(shape):
-        got = (
-            f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        )
-        raise ValueError(
-            f"{where}: `{name}` must be a tensor of booleans with shape {tuple(shape)}, one for each stream, got {got}."
-        )
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+        raise ValueError(f"{where}: `{name}` must be a tensor of booleans with shape {wanted}, got {got}.")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -156,7 +157,7 @@ def step_packed(
     """
     model, u = model_and_input("step_packed", model, u, 0)
     batch = u.shape[: u.ndim + time_axis(u) + 1]
-    return model.step(u, _reset("step_packed", "starts", model, state, starts, batch), system)
+    return model.step(u, _reset(model, state, flags("step_packed", "starts", starts, batch)), system)
 
 
 def reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
@@ -184,7 +185,14 @@ def reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
         tensor([ True, False,  True])
     """
     model, _ = model_and_input("reset", model, torch.zeros(1), 0)
-    return _reset("reset", "rows", model, state, rows, None)
+    rows = flags("reset", "rows", rows, rows.shape if isinstance(rows, Tensor) else ("*",))
+    for shape in _shapes(state):
+        if shape[: rows.ndim] != rows.shape:
+            raise ValueError(
+                f"reset: `rows` must have the batch shape of `state`, got {tuple(rows.shape)} for a state of shape "
+                f"{tuple(shape)}."
+            )
+    return _reset(model, state, rows)
 
 
 def starts_from_boundaries(boundaries: Lengths) -> Tensor:
@@ -269,8 +277,7 @@ def segments_from_starts(starts: Tensor) -> Tensor:
         >>> segments_from_starts(torch.tensor([True, False, False, True, False]))
         tensor([0, 0, 0, 1, 1])
     """
-    shape = tuple(starts.shape) if isinstance(starts, Tensor) else ()
-    starts = flags("segments_from_starts", "starts", starts, shape)
+    starts = flags("segments_from_starts", "starts", starts, starts.shape if isinstance(starts, Tensor) else ("*", "L"))
     if not starts.ndim:
         raise ValueError("segments_from_starts: `starts` must have shape (*, L), got a single flag.")
     return starts.long().cumsum(-1) - starts[..., :1].long()
@@ -296,16 +303,21 @@ def _split(row: Tensor, starts: list[int]) -> list[Tensor]:
     return list(row.split(sizes, time_axis(row)))
 
 
-def _reset(
-    name: str, argument: str, model: SequenceLayer, state: State, rows: Tensor, batch: tuple[int, ...] | None
-) -> State:
-    shape = rows.shape if batch is None and isinstance(rows, Tensor) else batch or ()
-    rows = flags(name, argument, rows, shape)
+def _reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
     known = values(rows.flatten())
     if known is not None and not any(known):
         return state
     start = _alike(model.initial_state(*rows.shape, device=rows.device), state)
     return start if known is not None and all(known) else where(rows, start, state)
+
+
+def _shapes(state: State) -> Iterator[torch.Size]:
+    """The shapes of the tensors in a state, but for phases."""
+    if isinstance(state, tuple):
+        for child in state:
+            yield from _shapes(child)
+    elif isinstance(state, Tensor) and state.is_floating_point():
+        yield state.shape
 
 
 def _alike(start: State, state: State) -> State:
