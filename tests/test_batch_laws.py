@@ -132,7 +132,7 @@ def test_the_state_of_a_foreign_module():
         (lambda: Foreign(nn.GELU(), step=torch.relu), ValueError, "`step` and `start` must be given together"),
         (lambda: Foreign(nn.GELU(), start=torch.relu), ValueError, "`step` and `start` must be given together"),
         (lambda: Foreign(nn.GELU(), d_input=0), ValueError, "Foreign: `d_input` must be at least 1, got 0."),
-        (lambda: gru().system(2.0), ValueError, "Foreign: `rate` must be 1, as nothing is known of a time unit"),
+        (lambda: gru().system(2.0), ValueError, "Foreign: `rate` must be 1, since the module has no known time unit"),
     ],
 )
 def test_bad_foreign_modules(call, kind, message):

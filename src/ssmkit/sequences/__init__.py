@@ -1,8 +1,8 @@
 r"""Sequences of different lengths in one batch, for every layer by the contract alone.
 
-A **padded** batch has a row for each sequence, and lengths. A **packed** batch has sequences one after another in long
-rows, and boundaries. In both, no output depends on another sequence or on padding, to the bit, and no gradient reaches
-them.
+A **padded** batch has one row per sequence, and lengths. A **packed** row has sequences one after another, and
+boundaries. In both, padding and other sequences do not change a bit of the output of a sequence, and their gradients
+are exactly 0.
 """
 
 from .lists import collate, pack, pad, pool, unpack, unpad

@@ -1,4 +1,4 @@
-"""What the functions of this folder take: models, sequences, lengths, and where sequences begin."""
+"""Checks of arguments: models, inputs, lengths, and positions at which sequences begin."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ..layers.base import SequenceLayer
+from ..states import State
 
 __all__ = [
     "Lengths",
+    "batched_state",
     "beginnings",
     "flags",
     "integers",
@@ -27,7 +29,7 @@ Lengths = Tensor | Sequence[int]
 
 
 def model_and_input(where: str, model: Any, u: Any, least: int) -> tuple[SequenceLayer, Tensor]:
-    """A sequence layer, compiled or not, and an input with at least so many axes in front of the features."""
+    """A sequence layer, compiled or not, and an input with at least `least` axes in front of the features."""
     if not hasattr(model, "causal"):
         raise TypeError(
             f"{where}: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}; wrap position-wise "
@@ -42,7 +44,7 @@ def model_and_input(where: str, model: Any, u: Any, least: int) -> tuple[Sequenc
 
 
 def time_axis(u: Tensor) -> int:
-    """The axis of time: classes have no axis of features behind it."""
+    """The axis of time; class indices have no feature axis."""
     return -2 if u.is_floating_point() else -1
 
 
@@ -60,7 +62,7 @@ def integers(where: str, name: str, value: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{where}: `{name}` must be integers, got a {type(value).__name__}.") from None
     if value.is_floating_point() and not value.numel():
-        # What an empty list becomes.
+        # An empty list becomes a float tensor.
         value = value.long()
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{where}: `{name}` must be integers, got {value.dtype}.")
@@ -69,14 +71,14 @@ def integers(where: str, name: str, value: Any) -> Tensor:
 
 
 def values(x: Tensor) -> list[Any] | None:
-    """The values of a tensor, if a look at them costs nothing: on the CPU, and not while a graph is traced."""
+    """The values of a tensor on the CPU; None elsewhere, or if a graph is traced, which reading would break."""
     return x.tolist() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
 def row_lengths(where: str, value: Lengths, sizes: Sequence[int]) -> Tensor:
     """The lengths (B) of the rows of a batch (B, L), or (B, A) along A axes (B, L_1 ... L_A).
 
-    Their values are checked where a look at them costs nothing.
+    Values are checked if they are on the CPU and no graph is traced.
     """
     found = integers(where, "lengths", value)
     B, *axes = sizes
@@ -96,15 +98,15 @@ def row_lengths(where: str, value: Lengths, sizes: Sequence[int]) -> Tensor:
 
 
 def beginnings(where: str, boundaries: Any, batch: Sequence[int], L: int, *, whole: bool) -> list[list[int]]:
-    """The places in every row at which a sequence begins, in order.
+    """The positions in every row at which a sequence begins, in order.
 
     Arguments:
-        where: Who asks.
+        where: The name of the function, for errors.
         boundaries: Booleans (\\*, L), true at the first sample of each sequence; or, for a single row, integers:
-            cumulative lengths from 0 to L if the rows are whole, else the places in a chunk.
+            cumulative lengths from 0 to L for whole rows, or positions in a chunk.
         batch: The batch axes, at most one.
         L: The number of samples.
-        whole: Whether sample 0 always begins a sequence.
+        whole: Whether the rows are whole, so that sample 0 always begins a sequence, or chunks.
     """
     if isinstance(boundaries, Tensor) and boundaries.dtype == torch.bool:
         if boundaries.shape != (*batch, L):
@@ -137,6 +139,19 @@ def beginnings(where: str, boundaries: Any, batch: Sequence[int], L: int, *, who
             f"{places[-1]}."
         )
     return [[place for place in places if place < L]]
+
+
+def batched_state(where: str, state: State, batch: Sequence[int], name: str) -> State:
+    """A state whose tensors begin with the batch axes of another argument; phases may have fewer axes."""
+    if isinstance(state, tuple):
+        for child in state:
+            batched_state(where, child, batch, name)
+    elif isinstance(state, Tensor) and state.is_floating_point() and state.shape[: len(batch)] != tuple(batch):
+        raise ValueError(
+            f"{where}: `state` must have the batch shape {tuple(batch)} of `{name}`, got a tensor of shape "
+            f"{tuple(state.shape)}."
+        )
+    return state
 
 
 def flags(where: str, name: str, value: Any, shape: Sequence[int | str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a list of sequences to a batch and back, and pooling over time."""
+"""Batches from lists of sequences and back, and pooling over time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
 from .. import _checks
 from .arguments import Lengths, beginnings, is_left, row_lengths
+from .rows import stack_padded
 
 __all__ = ["collate", "pack", "pad", "pool", "unpack", "unpad"]
 
@@ -20,11 +19,11 @@ __all__ = ["collate", "pack", "pad", "pool", "unpack", "unpad"]
 def pad(sequences: Sequence[Tensor], *, side: str = "right") -> tuple[Tensor, Tensor]:
     """Makes a padded batch of sequences of different lengths.
 
-    Beside :func:`torch.nn.utils.rnn.pad_sequence`, it also returns the lengths, which the other functions take.
+    Like :func:`torch.nn.utils.rnn.pad_sequence`, but it also returns the lengths, for the other functions.
 
     Arguments:
-        sequences: Tensors with shapes :math:`(n_b, *)`, alike but for their lengths, which may be 0.
-        side: Where the padding is put, "right" or "left".
+        sequences: Tensors with shapes :math:`(n_b, *)` and one dtype, which differ only in length; it may be 0.
+        side: The side of the padding, "right" or "left".
 
     Returns:
         The batch, with shape :math:`(B, L, *)` and zeros for padding, and the lengths, integers with shape :math:`(B)`
@@ -41,17 +40,11 @@ def pad(sequences: Sequence[Tensor], *, side: str = "right") -> tuple[Tensor, Te
     """
     left = is_left("pad", side)
     items = _alike("pad", sequences)
-    sizes = [len(x) for x in items]
-    if left:
-        padding = [(0, 0) * (x.ndim - 1) + (max(sizes) - len(x), 0) for x in items]
-        batch = torch.stack([F.pad(x, before) for x, before in zip(items, padding, strict=True)])
-    else:
-        batch = pad_sequence(items, batch_first=True)
-    return batch, torch.tensor(sizes)
+    return stack_padded(items, 0, left=left), torch.tensor([len(x) for x in items])
 
 
 def unpad(batch: Tensor, lengths: Lengths, *, side: str = "right") -> list[Tensor]:
-    """Takes a padded batch apart: what :func:`pad` has put together.
+    """Splits a padded batch into its sequences: the inverse of :func:`pad`.
 
     Arguments:
         batch: A padded batch, with shape :math:`(B, L, *)`.
@@ -75,14 +68,14 @@ def unpad(batch: Tensor, lengths: Lengths, *, side: str = "right") -> list[Tenso
 
 
 def pack(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Puts sequences one after another in a single row.
+    """Makes a packed row: sequences one after another.
 
     Arguments:
-        sequences: Tensors with shapes :math:`(n_s, *)`, alike but for their lengths, which are at least 1.
+        sequences: Tensors with shapes :math:`(n_s, *)` and one dtype, which differ only in length; it is at least 1.
 
     Returns:
-        The row, with shape :math:`(L, *)`, and where sequences begin: the cumulative lengths :math:`0, n_0, n_0 + n_1`
-        and so on to :math:`L`, integers with shape :math:`(S + 1)` on the CPU.
+        The row, with shape :math:`(L, *)`, and its boundaries: the cumulative lengths :math:`0, n_0, n_0 + n_1` and so
+        on to :math:`L`, integers with shape :math:`(S + 1)` on the CPU.
 
     Raises:
         TypeError: If `sequences` are not tensors.
@@ -103,7 +96,7 @@ def pack(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def unpack(row: Tensor, boundaries: Lengths) -> list[Tensor]:
-    """Takes a packed row apart: what :func:`pack` has put together.
+    """Splits a packed row into its sequences: the inverse of :func:`pack`.
 
     Arguments:
         row: A row, with shape :math:`(L, *)`.
@@ -131,7 +124,7 @@ def pool(y: Tensor, lengths: Lengths, how: str = "mean", *, side: str = "right")
 
     .. math:: \frac{1}{n_b} \sum_{k < n_b} y_{b,k}, \qquad y_{b, n_b - 1}, \qquad \max_{k < n_b} y_{b,k}
 
-    What the padding holds has no effect, NaN included, and its gradient is exactly 0.
+    Values in the padding, NaN included, have no effect, and their gradient is exactly 0.
 
     Arguments:
         y: A padded batch, with shape :math:`(B, L, *)`.
@@ -176,14 +169,14 @@ def pool(y: Tensor, lengths: Lengths, how: str = "mean", *, side: str = "right")
 def collate(samples: Sequence[Any], *, packed: bool = False, side: str = "right") -> tuple[Any, ...]:
     """Makes a batch of samples whose sequences have different lengths: a `collate_fn` for torch's `DataLoader`.
 
-    A sample is a sequence, or a tuple of a sequence and other values, such as a target. Of these, tensors that are as
-    long as the sequence of their sample, in all samples, are put together as the sequences are; others as
-    `torch.utils.data.default_collate` does. Options are set by `functools.partial`.
+    A sample is a sequence, or a tuple of a sequence and other values, such as a target. Values that are tensors of the
+    same length as the sequence, in all samples, are padded or packed like the sequences; others are collated by
+    `torch.utils.data.default_collate`. Options are set by `functools.partial`.
 
     Arguments:
         samples: Sequences with shapes :math:`(n, *)`, or tuples that begin with one.
-        packed: Whether sequences stand one after another in a row (:func:`pack`) or in a padded batch (:func:`pad`).
-        side: Where the padding is put, "right" or "left".
+        packed: Whether to make a packed row (:func:`pack`) instead of a padded batch (:func:`pad`).
+        side: The side of the padding, "right" or "left".
 
     Returns:
         The batch, its lengths or, if packed, its boundaries, and the other values.
@@ -225,7 +218,7 @@ def _lengths(where: str, value: Lengths, batch: Tensor) -> Tensor:
 
 
 def _alike(where: str, sequences: Sequence[Any]) -> list[Tensor]:
-    """Tensors that differ in their lengths alone."""
+    """Tensors that differ only in length."""
     items = list(sequences)
     if not items:
         raise ValueError(f"{where}: `sequences` must hold at least one sequence.")
@@ -234,7 +227,7 @@ def _alike(where: str, sequences: Sequence[Any]) -> list[Tensor]:
             raise TypeError(f"{where}: `sequences` must be tensors, got {type(x).__name__}.")
         if not x.ndim or x.shape[1:] != items[0].shape[1:] or x.dtype != items[0].dtype:
             raise ValueError(
-                f"{where}: `sequences` must differ in their lengths alone, got {x.dtype} of shape {tuple(x.shape)} "
+                f"{where}: `sequences` must differ only in length, got {x.dtype} of shape {tuple(x.shape)} "
                 f"(sequence {i}) and {items[0].dtype} of shape {tuple(items[0].shape)}."
             )
     return items

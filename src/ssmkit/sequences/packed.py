@@ -1,8 +1,7 @@
-"""Packed batches: sequences one after another in a long row."""
+"""Packed rows: sequences one after another in a long row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ..layers.base import SequenceLayer, System
 from ..states import State, select, where
-from .arguments import Lengths, beginnings, flags, integers, model_and_input, time_axis, values
+from .arguments import Lengths, batched_state, beginnings, flags, integers, model_and_input, time_axis, values
 from .rows import forward_rows, put, scan_rows
 
 __all__ = [
@@ -25,11 +24,13 @@ __all__ = [
 
 
 def forward_packed(model: SequenceLayer, u: Tensor, boundaries: Lengths, *, system: System = None) -> Tensor:
-    r"""Runs sequences that stand one after another in a row, each as if it were alone.
+    r"""Runs the sequences of a packed row, each as if it were alone.
 
-    No output depends on another sequence, to the bit, and no gradient reaches another one. Sequences of similar length
-    run together as rows of a batch, padded with zeros at their end; of one length, if the model is not causal. Beside a
-    sequence alone they differ by rounding.
+    The values of other sequences do not change a bit of the output of a sequence, and gradients between sequences are
+    exactly 0. The output equals that of the sequence alone up to rounding.
+
+    The sequences run as rows of batches: of similar length, padded with zeros at the end, or of equal length if the
+    model is not causal.
 
     Arguments:
         model: A sequence layer or container, causal or not.
@@ -38,7 +39,7 @@ def forward_packed(model: SequenceLayer, u: Tensor, boundaries: Lengths, *, syst
         boundaries: Where sequences begin: the cumulative lengths :math:`0, n_0, n_0 + n_1, \dots, L`, integers with
             shape :math:`(S + 1)`, for a single row; or booleans with shape :math:`(L)` or :math:`(B, L)`, true at the
             first sample of each sequence. They are read on the CPU.
-        system: What the model's `system()` returned; by default made on the spot.
+        system: What the model's `system()` returned; by default it is made here.
 
     Returns:
         The output, with shape :math:`(L, d_{output})` or :math:`(B, L, d_{output})`.
@@ -68,21 +69,21 @@ def forward_packed(model: SequenceLayer, u: Tensor, boundaries: Lengths, *, syst
 def scan_packed(
     model: SequenceLayer, u: Tensor, state: State, boundaries: Lengths, *, system: System = None
 ) -> tuple[Tensor, State]:
-    r"""Runs a chunk of rows in which sequences stand one after another, carrying the states.
+    r"""Runs a chunk of packed rows, carrying the states.
 
-    A chunk may begin and end inside a sequence: what comes before its first boundary goes on from `state`, and the
-    state that is returned is that of the sequence under way at its end. Every other sequence starts from the model's
-    initial state, and nothing reaches it from another one.
+    A chunk may begin and end inside a sequence: the samples before its first boundary continue from `state`, and the
+    returned state is that of the last sequence at the end of the chunk. All other sequences start from the model's
+    initial state. The sequences are independent as in :func:`forward_packed`.
 
     Arguments:
         model: A causal sequence layer or container.
         u: The input, with shape :math:`(L, d_{input})` or :math:`(B, L, d_{input})`, or without the last axis for class
             indices.
-        state: Where the streams have got to, of batch shape :math:`()` or :math:`(B)`.
-        boundaries: Where sequences begin in this chunk: booleans with shape :math:`(L)` or :math:`(B, L)`, such as the
-            part of :func:`starts_from_boundaries` that belongs to the chunk; or, for a single row, places that
-            increase, integers from 0 to :math:`L`, where :math:`L` itself is no sample of this chunk.
-        system: What the model's `system()` returned; by default made on the spot.
+        state: The states of the streams, of batch shape :math:`()` or :math:`(B)`.
+        boundaries: Where sequences begin in this chunk: booleans with shape :math:`(L)` or :math:`(B, L)`, such as a
+            slice of what :func:`starts_from_boundaries` returns; or, for a single row, increasing positions in the
+            chunk, integers from 0 to :math:`L`, where :math:`L` stands for the sample after the chunk.
+        system: What the model's `system()` returned; by default it is made here.
 
     Returns:
         The output, with shape :math:`(L, d_{output})` or :math:`(B, L, d_{output})`, and the next state.
@@ -107,10 +108,11 @@ def scan_packed(
     model, rows, batch = _rows("scan_packed", model, u)
     L = u.shape[time_axis(u)]
     places = beginnings("scan_packed", boundaries, batch, L, whole=False)
+    batched_state("scan_packed", state, batch, "u")
     if not rows:
         return model.scan(u, state, system)
     system = model.system() if system is None else system
-    # The piece that goes on, which may be empty, and those that begin here, of which the last one is not over.
+    # First the piece that continues from `state`, which may be empty; the last sequence may continue after the chunk.
     pieces = [_split(row, [0, *starts]) for row, starts in zip(rows, places, strict=True)]
     state = state if batch else _batched(state)
     outputs, state = scan_rows(model, [of_row[0] for of_row in pieces], state, system)
@@ -131,14 +133,14 @@ def scan_packed(
 def step_packed(
     model: SequenceLayer, u: Tensor, state: State, starts: Tensor, *, system: System = None
 ) -> tuple[Tensor, State]:
-    """Maps one sample of streams in which sequences follow each other: :func:`reset`, and then a step.
+    """Maps one sample of streams, and restarts streams before it: :func:`reset`, and then a step.
 
     Arguments:
         model: A causal sequence layer or container.
         u: The input, with shape :math:`(*, d_{input})`, or :math:`(*)` of class indices.
-        state: Where the streams have got to.
+        state: The states of the streams.
         starts: Booleans with shape :math:`(*)`: whether this sample is the first of a sequence.
-        system: What the model's `system()` returned; by default made on the spot. A loop should make it once.
+        system: What the model's `system()` returned; by default it is made here. A loop should make it once.
 
     Returns:
         The output, with shape :math:`(*, d_{output})`, and the next state.
@@ -161,17 +163,17 @@ def step_packed(
 
 
 def reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
-    """Sets single streams of a state to their start, the model's initial state.
+    """Restarts single streams: sets their states to the model's initial state.
 
-    Where flags are on the CPU and none is set, the state is returned as it is, so that phases stay integers.
+    If the flags are on the CPU and none is set, the state is returned as it is, so that phases stay integers.
 
     Arguments:
         model: A causal sequence layer or container.
-        state: Where the streams have got to.
-        rows: Booleans with the batch shape of the state, true for the streams that start anew.
+        state: The states of the streams.
+        rows: Booleans with the batch shape of the state, true for the streams to restart.
 
     Returns:
-        The state, in which the dtypes are those of `state`.
+        The state, with the dtypes of `state`.
 
     Raises:
         TypeError: If `model` is not a sequence layer.
@@ -186,23 +188,17 @@ def reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
     """
     model, _ = model_and_input("reset", model, torch.zeros(1), 0)
     rows = flags("reset", "rows", rows, rows.shape if isinstance(rows, Tensor) else ("*",))
-    for shape in _shapes(state):
-        if shape[: rows.ndim] != rows.shape:
-            raise ValueError(
-                f"reset: `rows` must have the batch shape of `state`, got {tuple(rows.shape)} for a state of shape "
-                f"{tuple(shape)}."
-            )
-    return _reset(model, state, rows)
+    return _reset(model, batched_state("reset", state, rows.shape, "rows"), rows)
 
 
 def starts_from_boundaries(boundaries: Lengths) -> Tensor:
-    r"""Says of every sample whether a sequence begins with it.
+    r"""For every sample, whether a sequence begins with it, from cumulative lengths.
 
     Arguments:
         boundaries: Cumulative lengths :math:`0, n_0, n_0 + n_1, \dots, L`, integers with shape :math:`(S + 1)`.
 
     Returns:
-        Booleans with shape :math:`(L)`, whose parts belong to chunks of the row.
+        Booleans with shape :math:`(L)`; slices of them belong to chunks of the row.
 
     Raises:
         TypeError: If `boundaries` are not integers.
@@ -221,13 +217,13 @@ def starts_from_boundaries(boundaries: Lengths) -> Tensor:
 
 
 def starts_from_segments(segments: Tensor, before: Tensor | None = None) -> Tensor:
-    """Says of every sample whether a sequence begins with it, from the numbers of the sequences.
+    """For every sample, whether a sequence begins with it, from segment numbers.
 
     Arguments:
-        segments: For every sample the number of its sequence, integers with shape :math:`(*, L)`; neighbours with
-            the same number belong together.
-        before: The numbers of the samples before this chunk, with shape :math:`(*)`; by default the first sample begins
-            a sequence.
+        segments: The number of the sequence of every sample, integers with shape :math:`(*, L)`; neighbours with
+            equal numbers belong to one sequence.
+        before: The segment numbers of the samples before this chunk, with shape :math:`(*)`; by default the first
+            sample begins a sequence.
 
     Returns:
         Booleans with shape :math:`(*, L)`.
@@ -261,14 +257,14 @@ def starts_from_segments(segments: Tensor, before: Tensor | None = None) -> Tens
 
 
 def segments_from_starts(starts: Tensor) -> Tensor:
-    """Numbers the sequences of a row, as other libraries take them.
+    """Segment numbers from flags, for other libraries.
 
     Arguments:
         starts: Booleans with shape :math:`(*, L)`, true at the first sample of each sequence.
 
     Returns:
-        For every sample the number of its sequence, from 0 on, integers with shape :math:`(*, L)`. Samples before the
-        first start belong to number 0, as do those of the first sequence of a row that begins with one.
+        The number of the sequence of every sample, from 0 on, integers with shape :math:`(*, L)`. If the first sample
+        is no start, the samples before the first start have number 0.
 
     Raises:
         ValueError: If `starts` are no booleans.
@@ -295,7 +291,7 @@ def _rows(name: str, model: SequenceLayer, u: Tensor) -> tuple[SequenceLayer, li
 
 
 def _split(row: Tensor, starts: list[int]) -> list[Tensor]:
-    """A row cut at the places where sequences begin, of which the first is 0; nothing if there are none."""
+    """Splits a row where sequences begin; the first begins at 0. No starts give no pieces."""
     if not starts:
         return []
     L = row.shape[time_axis(row)]
@@ -311,17 +307,8 @@ def _reset(model: SequenceLayer, state: State, rows: Tensor) -> State:
     return start if known is not None and all(known) else where(rows, start, state)
 
 
-def _shapes(state: State) -> Iterator[torch.Size]:
-    """The shapes of the tensors in a state, but for phases."""
-    if isinstance(state, tuple):
-        for child in state:
-            yield from _shapes(child)
-    elif isinstance(state, Tensor) and state.is_floating_point():
-        yield state.shape
-
-
 def _alike(start: State, state: State) -> State:
-    """A state on the devices and in the dtypes of another one."""
+    """A state with the devices and dtypes of another one."""
     if isinstance(start, tuple) and isinstance(state, tuple) and len(start) == len(state):
         return tuple(_alike(a, b) for a, b in zip(start, state, strict=True))
     if isinstance(start, Tensor) and isinstance(state, Tensor):

@@ -1,9 +1,8 @@
-r"""Sequences of different lengths through a model, by the contract alone: what padded and packed batches share.
+r"""Runs rows of different lengths, by the contract alone: the common part of padded and packed batches.
 
-`forward` runs groups of rows: of one shape each if the model is not causal, else of similar length, padded with zeros
-at the end, which nothing before it hears. `scan` pads nothing, as the state of a row has to stop where the row does:
-all rows are cut into stretches of a few lengths, and those of one length run together, each from where its row has got
-to.
+`forward` runs groups of rows: of equal shape if the model is not causal, else of similar length with zeros as padding
+at the end, which do not affect outputs before them. `scan` needs the state at the end of every row, so it has no
+padding: rows are split into pieces of a few common lengths, and pieces of equal length run together.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional as F
 
 from ..layers.base import SequenceLayer, System
 from ..states import State, concatenate, select
 from .arguments import time_axis
 
-__all__ = ["forward_rows", "put", "scan_rows"]
+__all__ = ["forward_rows", "put", "scan_rows", "stack_padded"]
 
 _RUN = 2048
-"""What a run of a model costs beside its samples, in samples: S4 makes a kernel for every length."""
+"""The fixed cost of a run, in samples: S4 makes a kernel for every length."""
 _PLACES = 32
-"""How many places are tried at which a group may begin."""
+"""At most so many positions are considered as the begin of a group."""
 
 
 def forward_rows(model: SequenceLayer, rows: Sequence[Tensor], system: System) -> list[Tensor]:
@@ -48,9 +47,7 @@ def forward_rows(model: SequenceLayer, rows: Sequence[Tensor], system: System) -
     groups = _similar(lengths) if model.causal else _equal([rows[i].shape for i in full])
     for places in groups:
         group = [full[place] for place in places]
-        # Of one shape there is nothing to pad; and `pad_sequence` takes time in front.
-        padded = pad_sequence([rows[i].movedim(time, 0) for i in group], batch_first=True).movedim(1, time)
-        outputs = model(padded, system)
+        outputs = model(stack_padded([rows[i] for i in group], time), system)
         for i, y in zip(group, outputs.unbind(0), strict=True):
             found[i] = y.narrow(-2, 0, rows[i].shape[time])
     return [found[i] if i in found else _nothing(row, outputs) for i, row in enumerate(rows)]
@@ -62,25 +59,42 @@ def scan_rows(model: SequenceLayer, rows: Sequence[Tensor], state: State, system
     Arguments:
         model: A causal sequence layer.
         rows: The chunks, at least one, each with shape (\\*, L, d) or (\\*, L), which may differ in L alone.
-        state: Where the streams have got to, one row for each chunk.
+        state: The states of the streams, with one row for each chunk.
         system: What the model's `system()` returned, or None.
 
     Returns:
         The outputs, each with shape (\\*, L, d_output), and the state of each row at its end.
     """
     system = model.system() if system is None else system
-    time = time_axis(rows[0])
-    cuts = _stretches([row.shape[time] for row in rows])
-    sizes = [[size for size, group in cuts if i in group] for i in range(len(rows))]
-    stretches = [iter(row.split(of_row, time)) if of_row else iter(()) for row, of_row in zip(rows, sizes, strict=True)]
+    time, count = time_axis(rows[0]), len(rows)
+    groups = _pieces([row.shape[time] for row in rows])
+    sizes: list[list[int]] = [[] for _ in rows]
+    for size, group in groups:
+        for i in group:
+            sizes[i].append(size)
+    pieces = [iter(row.split(of_row, time) if of_row else [row]) for row, of_row in zip(rows, sizes, strict=True)]
     found: list[list[Tensor]] = [[] for _ in rows]
-    for _, group in cuts or [(0, dict.fromkeys(range(len(rows))))]:
-        u = torch.stack([next(stretches[i]) for i in group] if cuts else list(rows))
-        outputs, new = model.scan(u, select(state, list(group)) if len(group) < len(rows) else state, system)
-        state = put(state, list(group), new, len(rows))
+    for _, group in groups or [(0, list(range(count)))]:
+        u = torch.stack([next(pieces[i]) for i in group])
+        outputs, new = model.scan(u, state if len(group) == count else select(state, group), system)
+        state = put(state, group, new, count)
         for i, y in zip(group, outputs.unbind(0), strict=True):
             found[i].append(y)
     return [torch.cat(y, -2) if y else _nothing(row, outputs) for row, y in zip(rows, found, strict=True)], state
+
+
+def stack_padded(rows: Sequence[Tensor], time: int, *, left: bool = False) -> Tensor:
+    """Makes a batch of rows that differ only in length along the axis `time`, with zeros as padding.
+
+    The backward pass of torch's `pad_sequence` makes a gradient of the whole batch for each row; this one does not.
+    """
+    longest = max(row.shape[time] for row in rows)
+    padded = []
+    for row in rows:
+        missing = longest - row.shape[time]
+        behind = [0, 0] * (row.ndim - 1 - time % row.ndim)
+        padded.append(F.pad(row, [*behind, missing, 0] if left else [*behind, 0, missing]) if missing else row)
+    return torch.stack(padded)
 
 
 def put(state: State, rows: Sequence[int], new: State, count: int) -> State:
@@ -94,12 +108,12 @@ def put(state: State, rows: Sequence[int], new: State, count: int) -> State:
 
 
 def _nothing(row: Tensor, outputs: Tensor) -> Tensor:
-    """The output for a sequence without samples, like those of others."""
+    """The output for a sequence without samples, in the dtype and width of others."""
     return outputs.new_zeros(*row.shape[: row.ndim + time_axis(row) + 1], outputs.shape[-1])
 
 
 def _equal(shapes: Sequence[torch.Size]) -> list[list[int]]:
-    """The places of equal shapes, together."""
+    """Groups the indices of equal shapes."""
     groups: dict[torch.Size, list[int]] = defaultdict(list)
     for i, shape in enumerate(shapes):
         groups[shape].append(i)
@@ -107,11 +121,11 @@ def _equal(shapes: Sequence[torch.Size]) -> list[list[int]]:
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """The places of similar lengths, together, so that padded samples and runs cost the least in all."""
+    """Groups the indices of similar lengths, so that padded samples and fixed costs of runs are minimal in total."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     places = min(len(order), _PLACES)
     edges = [len(order) * k // places for k in range(places + 1)]
-    # The least cost of the rows before an edge, and where the last of their groups begins.
+    # For every edge: the least cost of the rows before it, and the edge at which the last of their groups begins.
     best = [(0, 0)]
     for end in range(1, len(edges)):
         best.append(
@@ -128,16 +142,18 @@ def _similar(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _stretches(lengths: Sequence[int]) -> list[tuple[int, dict[int, None]]]:
-    """Lengths as sums of a few: how long the stretches are, in order, and which rows have each.
+def _pieces(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Splits lengths into pieces of a few common lengths: for each, in order, the length and the rows with a piece.
 
-    Either all rows go together from one length to the next, or by powers of two, the largest first: of many lengths up
-    to L the second needs log L stretches alone. Both run no sample twice.
+    Either from each length to the next longer one, or into powers of two, the largest first, whichever has fewer
+    pieces: for lengths up to L there are at most log2 L + 1 powers. In both, every sample is in one piece.
     """
+    rows = range(len(lengths))
     distinct = sorted({length for length in lengths if length})
     powers = [1 << bit for bit in reversed(range(max(lengths).bit_length())) if any(n >> bit & 1 for n in lengths)]
-    if len(distinct) <= len(powers):
-        steps = [after - before for before, after in zip([0, *distinct], distinct, strict=False)]
-        chosen = [[i for i, n in enumerate(lengths) if n >= length] for length in distinct]
-        return [(step, dict.fromkeys(rows)) for step, rows in zip(steps, chosen, strict=True)]
-    return [(power, dict.fromkeys(i for i, n in enumerate(lengths) if n & power)) for power in powers]
+    if len(distinct) > len(powers):
+        return [(power, [i for i in rows if lengths[i] & power]) for power in powers]
+    return [
+        (length - before, [i for i in rows if lengths[i] >= length])
+        for before, length in zip([0, *distinct], distinct, strict=False)
+    ]

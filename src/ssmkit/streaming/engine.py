@@ -235,19 +235,19 @@ class Stream:
         return self.engine._packing.unpack(self._like, self.batch_shape, _join(self._groups))
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """Sets single streams to their start, the model's initial state, as when a new sequence begins in them.
+        """Restarts single streams: sets their states to the model's initial state.
 
         Arguments:
-            rows: Booleans with the batch shape, true for the streams that start anew; by default all do.
+            rows: Booleans with the batch shape, true for the streams to restart; by default all.
 
         Raises:
             ValueError: If `rows` are no booleans or have another shape.
         """
         rows = torch.ones(self.batch_shape, dtype=torch.bool) if rows is None else rows
         chosen = flags("Stream.reset", "rows", rows, self.batch_shape).cpu().reshape(-1).numpy()
-        memory = _together(self._groups)
+        memory = _join(self._groups)
         memory = memory._replace(counters=memory.counters.copy())
-        for array, start in zip(memory, _together(self.engine.start(int(chosen.sum()))._groups), strict=True):
+        for array, start in zip(memory, _join(self.engine.start(int(chosen.sum()))._groups), strict=True):
             array[chosen] = start
         self._groups = _groups(memory)
 

@@ -1,4 +1,4 @@
-r"""The contract of sequence layers as functions that a test can call."""
+r"""Functions by which tests check the contract of sequence layers."""
 
 from .batches import assert_packing_is_independent, assert_padding_has_no_effect, assert_reset_is_start
 from .common import example_input, relative_error

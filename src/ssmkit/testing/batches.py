@@ -23,14 +23,14 @@ def assert_padding_has_no_effect(
     length: int = 37,
     rtol: float | None = None,
 ) -> None:
-    r"""Asserts that padded batches give what each sequence gives alone.
+    r"""Asserts that padding does not change outputs, states and gradients.
 
     In eval mode, with :func:`ssmkit.sequences.forward_padded` and, for a causal layer,
     :func:`ssmkit.sequences.scan_padded`, and padding on either side:
 
     - outputs and states are those of each row alone, up to an error;
-    - they are the same to the bit whatever the padding holds, and zero where it is;
-    - with NaN in the padding, gradients of the parameters and of the input are finite, and that of the padding is 0.
+    - the values in the padding do not change a bit of them, and outputs are zero in the padding;
+    - with NaN in the padding, the gradients of parameters and input are finite, and exactly 0 in the padding.
 
     Arguments:
         layer: A sequence layer or container, causal or not.
@@ -38,7 +38,7 @@ def assert_padding_has_no_effect(
             batch of 5.
         lengths: The lengths of its rows; by default from 0 to :math:`L`.
         length: The length :math:`L` of a drawn batch.
-        rtol: The largest error allowed beside the rows alone, as in :func:`assert_modes_agree`.
+        rtol: The largest error allowed to the rows alone, as in :func:`assert_modes_agree`.
 
     Raises:
         AssertionError: If the law is broken; the message says how.
@@ -69,13 +69,13 @@ class _Padding:
 
     def check(self) -> None:
         with torch.no_grad():
-            # Some modules of others take no sequence without samples, and there is nothing to compare.
+            # Some modules of other libraries refuse empty sequences.
             self.outputs("forward_padded", self.forward, lambda row: self.layer(row) if row.numel() else None)
         self.gradients("forward_padded", self.forward)
         if not self.layer.causal:
             return
         with torch.no_grad():
-            # Not at rest, and of other input than what follows.
+            # A state that is not zero, from another input.
             rest = self.layer.initial_state(
                 *self.u.shape[: time_axis(self.u)], device=self.u.device, dtype=state_dtype(self.u)
             )
@@ -164,13 +164,13 @@ def assert_packing_is_independent(
     length: int = 61,
     rtol: float | None = None,
 ) -> None:
-    r"""Asserts that sequences in a packed row know nothing of each other.
+    r"""Asserts that the sequences of a packed row do not depend on each other.
 
     In eval mode, with :func:`ssmkit.sequences.forward_packed` and, for a causal layer,
     :func:`ssmkit.sequences.scan_packed` in chunks and :func:`ssmkit.sequences.step_packed`:
 
     - outputs are those of each sequence alone, up to an error;
-    - they are the same to the bit whatever the other sequences hold, NaN included;
+    - the values of other sequences, NaN included, do not change a bit of them;
     - the gradient of the outputs of a sequence with respect to the others is exactly 0.
 
     Arguments:
@@ -178,7 +178,7 @@ def assert_packing_is_independent(
         u: A row of shape :math:`(L, d_{input})`, or :math:`(L)` of class indices; by default drawn.
         boundaries: Cumulative lengths of its sequences; by default of four, the shortest of one sample.
         length: The length :math:`L` of a drawn row, at least 4.
-        rtol: The largest error allowed beside the sequences alone, as in :func:`assert_modes_agree`.
+        rtol: The largest error allowed to the sequences alone, as in :func:`assert_modes_agree`.
 
     Raises:
         AssertionError: If the law is broken; the message says how.
@@ -237,7 +237,7 @@ def _packing(
         others = torch.full_like(u, torch.nan) if floats else u.flip(1)
         others[:, begin:end] = u[:, begin:end].detach()
         with torch.enable_grad():
-            # With gradients again: what is kept with a system without them is rounded in another way.
+            # With gradients as before, since parts that a system keeps without them have other roundings.
             changed = run(others.requires_grad_(floats))[:, begin:end]
             alone = layer(u[:, begin:end])
         same(name, own, "the sequence alone", mine, alone, rtol=rtol, scale=y)
@@ -253,11 +253,13 @@ def _packing(
 def assert_reset_is_start(
     layer: SequenceLayer, u: Tensor | None = None, *, length: int = 27, rtol: float | None = None
 ) -> None:
-    """Asserts that a stream that is reset starts anew, and that the others go on.
+    """Asserts that a reset restarts a stream and does not change the others.
 
-    In eval mode, after half of the samples, with :func:`ssmkit.sequences.reset`, steps and scans: a stream that is
-    reset gives what it gives from the initial state, up to an error, and the same to the bit whatever it has heard, NaN
-    included; the others give what they give without a reset.
+    In eval mode, after half of the samples, with :func:`ssmkit.sequences.reset`, steps and scans:
+
+    - outputs of a stream after its reset are those from the initial state, up to an error;
+    - earlier samples, NaN included, do not change a bit of them;
+    - outputs of the other streams are those without a reset, up to an error.
 
     Arguments:
         layer: A causal sequence layer or container.
@@ -279,7 +281,7 @@ def assert_reset_is_start(
     name = type(layer).__name__
     with evaluating(layer), torch.no_grad():
         start = layer.initial_state(len(u), device=u.device, dtype=state_dtype(u))
-        # Copies, as a product of a view may be rounded in another way.
+        # Contiguous, since products of other memory layouts may have other roundings.
         past, future = u[:, :half].contiguous(), u[:, half:].contiguous()
         chosen = rows.reshape(-1, *[1] * (u.ndim - 1))
         heard = torch.where(chosen, torch.nan if u.is_floating_point() else past.flip(1), past)

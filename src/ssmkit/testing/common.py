@@ -1,4 +1,4 @@
-"""What all laws share: inputs, errors, and the values in states."""
+"""Common parts of the laws: inputs, errors, and comparisons of states."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 RTOL = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""The errors by which modes may differ."""
+"""The largest errors allowed between modes."""
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -127,9 +127,9 @@ def equal(a: State, b: State) -> bool:
 def same(
     name: str, what: str, other: str, actual: Tensor, expected: Tensor, *, rtol: float, scale: Tensor | None = None
 ) -> None:
-    """Asserts that two tensors agree, up to an error relative to the largest value of `scale`, or of what is expected.
+    """Asserts that two tensors agree, up to an error relative to the largest value of `scale`, by default `expected`.
 
-    With `rtol=0` they have to agree to the bit.
+    With `rtol=0` they must be equal to the bit.
     """
     if actual.shape != expected.shape:
         raise AssertionError(f"{name}: {what} has shape {tuple(actual.shape)}, and {other} {tuple(expected.shape)}.")
@@ -138,7 +138,7 @@ def same(
     largest = (expected if scale is None else scale).double().abs().max().item() or 1.0
     error = (actual.double() - expected.double()).abs().max().item() / largest
     if not error <= rtol:
-        allowed = f"{rtol:.0e} is allowed" if rtol else "they have to be the same"
+        allowed = f"{rtol:.0e} is allowed" if rtol else "they must be equal"
         raise AssertionError(f"{name}: {what} differs from {other} by {error:.1e} of the largest output; {allowed}.")
 
 
@@ -156,16 +156,16 @@ def same_state(name: str, what: str, other: str, actual: State, expected: State,
 
 
 def time_axis(u: Tensor) -> int:
-    """The axis of time, counted from the front: classes have no axis of features behind it."""
+    """The axis of time, counted from the front; class indices have no feature axis."""
     return u.ndim - (2 if u.is_floating_point() else 1)
 
 
 def state_dtype(u: Tensor) -> torch.dtype | None:
-    """The dtype of a state for an input; of classes, that of the weights."""
+    """The dtype of a state for an input; None for class indices, for that of the weights."""
     return u.dtype if u.is_floating_point() else None
 
 
 def weights(y: Tensor) -> Tensor:
-    """Weights of a sum over outputs that no symmetry cancels."""
+    """Different weights for a sum over outputs."""
     places = torch.arange(y.numel(), device=y.device, dtype=torch.float64)
     return (1 + (places * 0.618).frac()).reshape(y.shape).to(y.dtype)

@@ -1,4 +1,4 @@
-"""Modules of other libraries, as sequence layers."""
+"""Modules of other libraries as sequence layers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ __all__ = ["Foreign"]
 
 @final
 class Foreign(SequenceLayer):
-    r"""A module of another library as a sequence layer, so that the functions here take it.
+    r"""A module of another library as a sequence layer.
 
-    It is made of functions: one that maps whole sequences, and, if it can run as a recurrence, one that maps a sample
-    and one that makes the state at the start. :meth:`scan` is then a step per sample. Without a step it is taken for a
-    layer that is not causal.
+    It is given by functions: one for whole sequences, and, if the module can run as a recurrence, one for a step and
+    one for the initial state. :meth:`scan` is then one step per sample. Without a step the layer counts as not causal.
 
     Arguments:
-        module: The module, whose parameters and `state_dict` are looked at.
+        module: The module, with the parameters.
         forward: From an input :math:`(B, L, d_{input})` to an output :math:`(B, L, d_{output})`; by default the module.
         step: From an input :math:`(B, d_{input})` and a state to an output :math:`(B, d_{output})` and the next state.
-        start: From batch axes to the state at the start: tensors, or tuples of them, with the batch axes in front.
-        d_input: The width of the input, from which the functions here draw an input if none is given.
+        start: From batch axes to the initial state: tensors, or tuples of them, with the batch axes in front.
+        d_input: The width of the input, for functions that draw an input.
 
     Raises:
         TypeError: If `module` is not a torch module.
@@ -61,34 +60,34 @@ class Foreign(SequenceLayer):
         self.d_input = d_input if d_input is None else _checks.integer("Foreign", "d_input", d_input)
         self.d_output = None
         self.causal = step is not None
-        # In a tuple, as torch would take a module that is an attribute for a second one.
+        # In a tuple, since torch would register a module that is an attribute a second time.
         self._functions = (module if forward is None else forward, step, start)
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
-        """Maps a whole sequence by the function that was given."""
+        """Maps a whole sequence by the given function."""
         return self._functions[0](u)
 
     def system(self, rate: float = 1.0) -> System:
         """Nothing to discretise: `()`.
 
         Raises:
-            ValueError: If `rate` is not 1, as nothing is known of a time unit.
+            ValueError: If `rate` is not 1, since the module has no known time unit.
         """
         if _checks.positive("Foreign", "rate", rate) != 1.0:
-            raise ValueError(f"Foreign: `rate` must be 1, as nothing is known of a time unit, got {rate!r}.")
+            raise ValueError(f"Foreign: `rate` must be 1, since the module has no known time unit, got {rate!r}.")
         return ()
 
     def initial_state(
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """The state at the start, by the function that was given."""
+        """The initial state, by the given function."""
         start = self._functions[2]
         if start is None:
             refuse_forward_only("Foreign", "initial_state", self)
         return move(start(*batch_shape), device, None if dtype is None else at_least_float32(dtype))
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
-        """Maps one sample by the function that was given."""
+        """Maps one sample by the given function."""
         step = self._functions[1]
         if step is None:
             refuse_forward_only("Foreign", "step", self)
@@ -101,7 +100,7 @@ class Foreign(SequenceLayer):
             refuse_forward_only("Foreign", "scan", self)
         time = -2 if u.is_floating_point() else -1
         if not u.shape[time]:
-            # The width of the output is that of any sample.
+            # A step tells the width of the output.
             shape = list(u.shape)
             del shape[time]
             return step(u.new_zeros(shape), state)[0].unsqueeze(-2)[..., :0, :], state

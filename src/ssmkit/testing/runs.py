@@ -16,10 +16,10 @@ __all__ = ["assert_deterministic", "assert_long_sequences_agree"]
 
 
 def assert_deterministic(layer: SequenceLayer, u: Tensor | None = None, *, length: int = 37) -> None:
-    """Asserts that the same input gives the same bits from run to run.
+    """Asserts that equal inputs give equal bits in every run.
 
-    For all modes that the layer has, with the gradients of its parameters and of the input; in eval mode, and in
-    training with the same seed.
+    In all modes of the layer, with the gradients of parameters and input; in eval mode, and in training with equal
+    seeds.
 
     Arguments:
         layer: A sequence layer or container, causal or not.
@@ -53,7 +53,7 @@ def assert_deterministic(layer: SequenceLayer, u: Tensor | None = None, *, lengt
 
 
 def _everything(layer: SequenceLayer, u: Tensor) -> dict[str, list[Any]]:
-    """What all modes give, with gradients."""
+    """The outputs, states and gradients of all modes."""
     torch.manual_seed(0)
     time = time_axis(u)
     u = u.detach().clone().requires_grad_(u.is_floating_point())
@@ -83,7 +83,7 @@ def assert_long_sequences_agree(
     cuts: Iterable[int] | None = None,
     rtol: float | None = None,
 ) -> None:
-    r"""Asserts that a long sequence in pieces gives what it gives at once: that nothing drifts.
+    r"""Asserts that a long sequence in pieces gives the same as at once, without drift.
 
     In eval mode: :meth:`~ssmkit.SequenceLayer.scan` of the pieces is :meth:`~ssmkit.SequenceLayer.scan` of the whole
     and :meth:`~ssmkit.SequenceLayer.forward`, in outputs and in the last state.
@@ -106,7 +106,7 @@ def assert_long_sequences_agree(
     u = example_input(layer, 1, length) if u is None else u
     time, name = time_axis(u), type(layer).__name__
     L = u.shape[time]
-    # Not at powers of two, where chunks may end.
+    # Not at powers of two, where internal chunks may end.
     edges = [0, *sorted({L // 8 + 1, L // 8 + L // 2 + 3} if cuts is None else cuts), L]
     with evaluating(layer), torch.no_grad():
         state = rest = layer.initial_state(*u.shape[:time], device=u.device, dtype=state_dtype(u))
