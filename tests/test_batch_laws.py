@@ -208,8 +208,8 @@ def test_a_sum_keeps_all_laws():
 
 
 PADDING = {
-    "hears the future": "row 1 of `forward_padded` with padding on the right differs",
-    "hears its neighbours": "row 1 of `forward_padded` with padding on the right differs from the row alone by",
+    "hears the future": "row 0 of `forward_padded` with padding on the right differs",
+    "hears its neighbours": "row 0 of `forward_padded` with padding on the right differs from the row alone by",
     "divides by zero": "`forward_padded` with padding on the right, holding NaN, gives gradients that are not finite",
     "states mix": "of `scan_padded` with padding on the right differs",
 }

@@ -112,6 +112,15 @@ def test_the_laws_in_float32(name):
     assert_packing_is_independent(layer, length=400)
 
 
+@pytest.mark.parametrize("name", FEW)
+def test_the_law_of_padding_with_many_lengths(name):
+    """A scan then goes by powers of two."""
+    layer = FEW[name]().double()
+    assert_padding_has_no_effect(
+        layer, torch.randn(12, 37, layer.d_input).double(), [0, 1, 36, 3, 5, 8, 37, 13, 21, 30, 34, 2]
+    )
+
+
 # --- padded batches ---------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ __all__ = ["collate", "pack", "pad", "pool", "unpack", "unpad"]
 def pad(sequences: Sequence[Tensor], *, side: str = "right") -> tuple[Tensor, Tensor]:
     """Makes a padded batch of sequences of different lengths.
 
-    Like :func:`torch.nn.utils.rnn.pad_sequence`, but it also returns the lengths, for the other functions.
+    Like `torch.nn.utils.rnn.pad_sequence`, but it also returns the lengths, for the other functions.
 
     Arguments:
         sequences: Tensors with shapes :math:`(n_b, *)` and one dtype, which differ only in length; it may be 0.

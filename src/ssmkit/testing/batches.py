@@ -35,8 +35,8 @@ def assert_padding_has_no_effect(
     Arguments:
         layer: A sequence layer or container, causal or not.
         u: A batch of shape :math:`(B, *, L, d_{input})`, or :math:`(B, *, L)` of class indices; by default a drawn
-            batch of 5.
-        lengths: The lengths of its rows; by default from 0 to :math:`L`.
+            batch of 6.
+        lengths: The lengths of its rows; by default some from 0 to :math:`L`, two of them equal.
         length: The length :math:`L` of a drawn batch.
         rtol: The largest error allowed to the rows alone, as in :func:`assert_modes_agree`.
 
@@ -46,9 +46,11 @@ def assert_padding_has_no_effect(
     Example:
         >>> assert_padding_has_no_effect(ssmkit.S4Block(4, ssmkit.S4(4, bidirectional=True)).double())
     """
-    u = example_input(layer, 5, length) if u is None else u
+    u = example_input(layer, 6, length) if u is None else u
     L = u.shape[time_axis(u)]
-    given = [L * k // max(1, len(u) - 1) for k in range(len(u))] if lengths is None else list(lengths)
+    # Two of one length, which run together in any case.
+    some = (L // 3, 0, L, 1, L // 3, 2 * L // 3)
+    given = [some[k % len(some)] for k in range(len(u))] if lengths is None else list(lengths)
     with evaluating(layer):
         for side in ("right", "left"):
             _Padding(layer, u, given, side, rtol).check()

@@ -20,7 +20,7 @@ class Foreign(SequenceLayer):
     r"""A module of another library as a sequence layer.
 
     It is given by functions: one for whole sequences, and, if the module can run as a recurrence, one for a step and
-    one for the initial state. :meth:`scan` is then one step per sample. Without a step the layer counts as not causal.
+    one for the initial state. `scan` is then one step per sample. Without a step the layer counts as not causal.
 
     Arguments:
         module: The module, with the parameters.
