@@ -85,6 +85,7 @@ from torch import nn
 from ssmkit.hippo import *
 from ssmkit.initializers import *
 from ssmkit.ops import *
+from ssmkit.sequences import *
 from ssmkit.states import *
 from ssmkit.systems import *
 from ssmkit.testing import *
@@ -100,6 +101,7 @@ _NAMES = {
     "Discretization": "ssmkit.systems.zoh",  # a function like it
     "Init": "ssmkit.initializers.Init",
     "Iterable": "collections.abc.Iterable",
+    "Lengths": "ssmkit.sequences.forward_padded",  # which explains them
     "Measure": "ssmkit.hippo.legs",  # a function like it
     "PerFeature": "ssmkit.systems.DiscreteDPLR",  # one of its kinds
     "Real": "numpy.typing.NDArray",

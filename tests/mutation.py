@@ -77,7 +77,9 @@ TESTS = {
     "optim.py": ["tests/test_optim.py"],
     "stepping.py": ["tests/test_stepping.py"],
     "streaming/kernels/compiling.py": [*ENGINE, "tests/test_cache.py"],
-    "testing.py": ["tests/test_testing.py"],
+    "testing/modes.py": ["tests/test_testing.py"],
+    "testing/": ["tests/test_testing.py", "tests/test_batch_laws.py"],
+    "sequences/": ["tests/test_sequences.py"],
     "streaming/": ENGINE,
 }
 

@@ -113,3 +113,14 @@ def test_every_case_of_the_layers_runs(case):
     for name, make in made.items():
         if name.startswith("ssmkit"):
             make()()
+
+
+def test_sequences_of_different_lengths_are_measured(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "sequences.py"), "--scale", "0.02", "--rounds", "1", "--d-model", "4"]
+    done = subprocess.run(
+        [*command, "--only", "S4Block", "--out", str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "sequences-cpu.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines] == ["batch", *["padded"] * 10, *["packed"] * 8]
+    assert (tmp_path / "sequences-cpu.txt").read_text().count("width 4") == 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import hippo as hippo
 from . import initializers as initializers
 from . import ops as ops
+from . import sequences as sequences
 from . import states as states
 from . import systems as systems
 from . import testing as testing
@@ -69,6 +70,7 @@ __all__ = [
     "initializers",
     "ops",
     "param_groups",
+    "sequences",
     "states",
     "systems",
     "testing",

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from .. import _checks
 from ..layers.base import SequenceLayer, System, refuse_forward_only
+<<<<<<< HEAD
 from ..states import State, detach, select
+=======
+from ..sequences.arguments import flags
+from ..states import State
+>>>>>>> sequences
 from . import kernels
 from .lowering import lower
 from .packing import Memory
@@ -237,6 +242,23 @@ class Stream:
     def state(self) -> State:
         """A copy of the state, in the form that `step` takes, with dtypes and devices of the state at the start."""
         return self.engine._packing.unpack(self._like, self.batch_shape, _join(self._groups))
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Restarts single streams: sets their states to the model's initial state.
+
+        Arguments:
+            rows: Booleans with the batch shape, true for the streams to restart; by default all.
+
+        Raises:
+            ValueError: If `rows` are no booleans or have another shape.
+        """
+        rows = torch.ones(self.batch_shape, dtype=torch.bool) if rows is None else rows
+        chosen = flags("Stream.reset", "rows", rows, self.batch_shape).cpu().reshape(-1).numpy()
+        memory = _join(self._groups)
+        memory = memory._replace(counters=memory.counters.copy())
+        for array, start in zip(memory, _join(self.engine.start(int(chosen.sum()))._groups), strict=True):
+            array[chosen] = start
+        self._groups = _groups(memory)
 
     def run(self, u: Tensor) -> Tensor:
         """Maps a chunk of any length.

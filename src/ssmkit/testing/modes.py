@@ -1,4 +1,4 @@
-r"""Functions by which tests check the contract of sequence layers."""
+r"""The contract of sequence layers as a function for tests."""
 
 from __future__ import annotations
 
@@ -7,74 +7,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import _checks
-from .layers.base import SequenceLayer, System
-from .layers.statespace import StateSpaceLayer
-from .states import State
+from ..layers.base import SequenceLayer, System
+from ..layers.statespace import StateSpaceLayer
+from ..states import State
+from .common import RTOL, clone, equal, evaluating, example_input, same, same_state
 
-__all__ = ["assert_modes_agree", "example_input", "relative_error"]
-
-_RTOL = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    r"""The error by which modes are compared, :math:`\max |\hat y - y| / \max |y|`.
-
-    Arguments:
-        actual: The values to check.
-        expected: The values to compare with, of the same shape.
-
-    Returns:
-        The error; 0 if both are empty, the absolute error if `expected` is zero.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]))
-        0.25
-    """
-    _checks.shape("relative_error", "actual", actual, expected.shape, "that of `expected`")
-    if expected.numel() == 0:
-        return 0.0
-    difference = (actual.detach().double() - expected.detach().double()).abs().max()
-    scale = expected.detach().double().abs().max()
-    return float(difference / scale) if scale > 0 else float(difference)
-
-
-def example_input(layer: SequenceLayer, *shape: int) -> Tensor:
-    """Random input for a layer: class indices if it begins with an embedding, else normal numbers.
-
-    Arguments:
-        layer: A sequence layer.
-        shape: The axes in front of the feature axis, batch and length.
-
-    Returns:
-        The input, in the dtype and on the device of the layer's first parameter.
-
-    Raises:
-        ValueError: If the input width of the layer is not known.
-
-    Example:
-        >>> example_input(ssmkit.Sequential(torch.nn.Embedding(256, 8), ssmkit.S4D(8)), 2, 5).shape
-        torch.Size([2, 5])
-    """
-    like = next((p for p in layer.parameters() if p.is_floating_point()), torch.zeros(()))
-    first: nn.Module = layer
-    while not isinstance(first, nn.Embedding) and getattr(first, "d_input", None) is None:
-        children = list(first.children())
-        if not children:
-            raise ValueError(
-                f"example_input: the input width of {type(layer).__name__} is not known; set its `d_input`, or pass an "
-                "input as `u`."
-            )
-        first = children[0]
-    if isinstance(first, nn.Embedding):
-        return torch.randint(first.num_embeddings, shape, device=like.device)
-    width: Any = first.d_input
-    return torch.randn(*shape, width, device=like.device, dtype=like.dtype)
+__all__ = ["assert_modes_agree"]
 
 
 def assert_modes_agree(
@@ -119,14 +59,8 @@ def assert_modes_agree(
             ...
         AssertionError: S4: `scan` from rest differs from `forward` by ...
     """
-    was_training = [module for module in layer.modules() if module.training]
-    layer.eval()
-    try:
-        with torch.no_grad():
-            _Laws(layer, example_input(layer, 2, length) if u is None else u, rtol).check(splits)
-    finally:
-        for module in was_training:
-            module.training = True
+    with evaluating(layer), torch.no_grad():
+        _Laws(layer, example_input(layer, 2, length) if u is None else u, rtol).check(splits)
 
 
 class _Laws:
@@ -139,7 +73,7 @@ class _Laws:
         self.L = u.shape[self.time]
         self.batch = u.shape[: self.time]
         self.y = layer(u)
-        self.rtol = _RTOL[self.y.dtype] if rtol is None else rtol
+        self.rtol = RTOL[self.y.dtype] if rtol is None else rtol
         self.system = layer.system()
         like = {"device": u.device, "dtype": self.y.dtype}
         self.rest = layer.initial_state(*self.batch, **like)
@@ -223,19 +157,19 @@ class _Laws:
         return torch.cat(out, self.time), state
 
     def step(self, u: Tensor, state: State, system: System) -> tuple[Tensor, State]:
-        before = _clone(state)
+        before = clone(state)
         found = self.layer.step(u, state, system)
         self.untouched("step", state, before)
         return found
 
     def scan(self, u: Tensor, state: State, system: System) -> tuple[Tensor, State]:
-        before = _clone(state)
+        before = clone(state)
         found = self.layer.scan(u, state, system)
         self.untouched("scan", state, before)
         return found
 
     def untouched(self, mode: str, state: State, before: State) -> None:
-        if not _equal(state, before):
+        if not equal(state, before):
             raise AssertionError(f"{type(self.layer).__name__}: `{mode}` wrote to the state that it was given.")
 
     def causal(self, split: int) -> None:
@@ -252,49 +186,8 @@ class _Laws:
         )
 
     def same(self, what: str, other: str, actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> None:
-        name = type(self.layer).__name__
-        if actual.shape != expected.shape:
-            raise AssertionError(
-                f"{name}: {what} has shape {tuple(actual.shape)}, and {other} {tuple(expected.shape)}."
-            )
-        if not expected.numel():
-            return
         scale = self.y if scale is None else scale
-        largest = scale.double().abs().max().item() or 1.0
-        error = (actual.double() - expected.double()).abs().max().item() / largest
-        if not error <= self.rtol:
-            raise AssertionError(
-                f"{name}: {what} differs from {other} by {error:.1e} of the largest output; {self.rtol:.0e} is allowed."
-            )
+        same(type(self.layer).__name__, what, other, actual, expected, rtol=self.rtol, scale=scale)
 
     def same_state(self, what: str, other: str, actual: State, expected: State) -> None:
-        found, wanted = _leaves(actual), _leaves(expected)
-        if len(found) != len(wanted):
-            raise AssertionError(
-                f"{type(self.layer).__name__}: the state of {what} has {len(found)} leaves, and that of {other} "
-                f"{len(wanted)}."
-            )
-        for a, b in zip(found, wanted, strict=True):
-            if isinstance(a, Tensor) and isinstance(b, Tensor):
-                self.same(f"the state of {what}", f"that of {other}", a, b, scale=b)
-            elif a != b:
-                raise AssertionError(f"{type(self.layer).__name__}: {what} ends at phase {a}, and {other} at {b}.")
-
-
-def _leaves(state: State) -> list[Tensor | int]:
-    if isinstance(state, tuple):
-        return [leaf for child in state for leaf in _leaves(child)]
-    return [state]
-
-
-def _clone(state: State) -> State:
-    if isinstance(state, tuple):
-        return tuple(_clone(child) for child in state)
-    return state.clone() if isinstance(state, Tensor) else state
-
-
-def _equal(a: State, b: State) -> bool:
-    return all(
-        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y
-        for x, y in zip(_leaves(a), _leaves(b), strict=True)
-    )
+        same_state(type(self.layer).__name__, what, other, actual, expected, rtol=self.rtol)
