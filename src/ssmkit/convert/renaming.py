@@ -1,0 +1,82 @@
+"""Tables of names: which tensors of ssmkit a tensor of another library joins, and how dictionaries follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Table", "read", "write"]
+
+Table: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
+"""For every foreign name, the names of ssmkit whose tensors it joins along the first axis, with their shapes."""
+
+
+def read(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Renames and splits the tensors of another library.
+
+    Arguments:
+        where: The function, for errors.
+        state_dict: Tensors by their foreign names.
+        table: The names.
+
+    Returns:
+        The same tensors, or parts of them, by the names of ssmkit.
+
+    Raises:
+        TypeError: If a value is not a tensor.
+        ValueError: If a key is missing or unknown, or a shape is another.
+    """
+    _check(where, state_dict, {name: _joined(parts) for name, parts in table.items()})
+    made: dict[str, Tensor] = {}
+    for name, parts in table.items():
+        made.update(zip(parts, state_dict[name].split([shape[0] for shape in parts.values()]), strict=True))
+    return made
+
+
+def write(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Joins and renames tensors for another library: :func:`read` back.
+
+    Arguments:
+        where: The function, for errors.
+        state_dict: Tensors by the names of ssmkit.
+        table: The names.
+
+    Returns:
+        The tensors by their foreign names; those that are not joined are the same.
+
+    Raises:
+        TypeError: If a value is not a tensor.
+        ValueError: If a key is missing or unknown, or a shape is another.
+    """
+    _check(where, state_dict, {part: shape for parts in table.values() for part, shape in parts.items()})
+    tensors = {name: [state_dict[part] for part in parts] for name, parts in table.items()}
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in tensors.items()}
+
+
+def _joined(parts: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what joins the parts."""
+    shapes = list(parts.values())
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _check(where: str, state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: `state_dict` must hold tensors, got a {type(value).__name__} as {name}.")
+    missing = [name for name in shapes if name not in state_dict]
+    unknown = [name for name in state_dict if name not in shapes]
+    other = [name for name in shapes if name in state_dict and tuple(state_dict[name].shape) != shapes[name]]
+    faults = [
+        ("it lacks ", missing),
+        ("it has the unknown ", unknown),
+        ("", [f"{name} has shape {tuple(state_dict[name].shape)} and not {shapes[name]}" for name in other]),
+    ]
+    if said := "; ".join(what + _listed(names) for what, names in faults if names):
+        raise ValueError(f"{where}: `state_dict` must be that of the configuration or layer, but {said}.")
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
