@@ -75,6 +75,7 @@ TESTS = {
     "stepping.py": ["tests/test_stepping.py"],
     "streaming/kernels/compiling.py": [*ENGINE, "tests/test_cache.py"],
     "testing.py": ["tests/test_testing.py"],
+    "convert/": ["tests/test_convert.py"],
     "streaming/": ENGINE,
 }
 

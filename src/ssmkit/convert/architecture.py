@@ -2,7 +2,6 @@ r"""What a Mamba language model is made of, and the configurations that say so."
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -99,6 +98,15 @@ def _option(name: str, value: Any) -> Any:
     return value
 
 
+def _defaults(layer: type[Mamba | Mamba2]) -> dict[str, Any]:
+    """The options of a layer that may be left out."""
+    # Not from its signature: there, sphinx replaces the defaults by their texts.
+    init = vars(layer)["__init__"]
+    names = init.__code__.co_varnames[: init.__code__.co_argcount]
+    found = {**dict(zip(names[-len(init.__defaults__) :], init.__defaults__, strict=True)), **init.__kwdefaults__}
+    return {name: value for name, value in found.items() if name not in ("device", "dtype")}
+
+
 @dataclass(frozen=True)
 class Architecture:
     r"""What a Mamba language model is made of, in the words of ssmkit: what a configuration says of its network.
@@ -135,9 +143,7 @@ class Architecture:
         for name in ("n_layers", "vocab_size"):
             _checks.integer("Architecture", name, getattr(self, name))
         _checks.positive("Architecture", "eps", self.eps)
-        known = inspect.signature(self.layer).parameters.values()
-        defaults = {p.name: p.default for p in known if p.name not in ("d_model", "device", "dtype")}
-        object.__setattr__(self, "options", {**defaults, **self.options})
+        object.__setattr__(self, "options", {**_defaults(self.layer), **self.options})
         self.layer_shapes()
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
