@@ -69,7 +69,7 @@ class Generate:
     top_p: float = 0.95
     """Draw from the likeliest tokens that together have this probability; 1 for all."""
     stop: tuple[int, ...] | None = None
-    """Tokens that end a text, by default those that the model's configuration names."""
+    """Tokens that end a text, by default those that the model's configuration names; none if no number follows."""
     seed: int = 0
     """Of the draw: the same seed writes the same."""
     chunk: int = 512

@@ -272,6 +272,27 @@ def test_a_mixer_that_does_not_fit_is_refused(function):
         function({**weights, name: weights[name].numpy()}, layer)
     with pytest.raises(TypeError, match=f"{function.__name__}: `layer` must be .*, got a S4D."):
         function(weights, S4D(4))
+    message = (
+        f"{function.__name__}: `state_dict` must be a dictionary of tensors, got a Mamba; a module has `state_dict"
+    )
+    with pytest.raises(TypeError, match=message):
+        function(layer, layer)
+
+
+@pytest.mark.parametrize("function", [from_transformers, to_transformers, from_mamba_ssm, to_mamba_ssm])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_no_dictionary_of_tensors_is_refused(function, tied):
+    architecture = Architecture(Mamba, {"d_model": 4}, n_layers=1, vocab_size=7, tied=tied)
+    model = network(architecture)
+    with pytest.raises(
+        TypeError, match=f"{function.__name__}: `state_dict` must be a dictionary of tensors, got a Seq"
+    ):
+        function(model, architecture)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        TypeError, match=f"{function.__name__}: `state_dict` must hold tensors, got a ndarray as layers"
+    ):
+        function(arrays, architecture)
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -339,9 +360,12 @@ def test_what_is_left_out_has_the_defaults_of_the_library():
     assert first == Architecture(Mamba, {"d_model": 64}, n_layers=1, vocab_size=50280)
     second = Architecture.from_transformers({"model_type": "mamba2", **small, "num_heads": 2, "n_groups": 1})
     assert second == Architecture(Mamba2, {"d_model": 64}, n_layers=1, vocab_size=32768, tied=False)
-    assert Architecture.from_transformers({"model_type": "mamba2"}).options["ngroups"] == 8
+    whole = [Architecture.from_transformers({"model_type": kind}) for kind in ("mamba", "mamba2")]
+    assert [(a.options["d_model"], a.n_layers) for a in whole] == [(768, 32), (4096, 64)]
+    assert whole[1].options["ngroups"] == 8
     third = Architecture.from_mamba_ssm({"d_model": 64, "n_layer": 2})
     assert third == Architecture(Mamba, {"d_model": 64}, n_layers=2, vocab_size=50280)
+    assert Architecture.from_mamba_ssm({}) == Architecture(Mamba, {"d_model": 2560}, n_layers=64, vocab_size=50280)
 
 
 def test_the_defaults_are_those_of_transformers_where_it_is_installed():

@@ -448,6 +448,7 @@ def test_a_network_learns_a_text_and_writes_it(layer):
     assert losses[0][1] > 5
     assert losses[79][1] < 0.5
     network = networks[0].network
+    assert not network.training
     streams = generation.read_prompts(network, [list(b"upon so mu")])
     (made,) = written(make_engine(network), streams, 40)
     assert bytes(made).decode() == "ch depends upon so much depends upon so "
@@ -461,6 +462,24 @@ def test_the_rate_rises_and_falls():
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] < 1e-3
     assert training.Settings(steps=1).rate(0) == 1
+
+
+def test_the_rate_of_every_step_is_that_of_its_number(monkeypatch):
+    """A step whose rate is zero changes nothing."""
+    text, moved = torch.arange(100, dtype=torch.uint8), []
+    settings = training.Settings(steps=6, **TINY)
+    monkeypatch.setattr(training.Settings, "rate", lambda self, step: float(step in (0, 4)))
+    network = new_model(settings.architecture).network
+    before = network["norm"].module.weight.detach().clone()
+
+    def report(step, bits):
+        nonlocal before
+        after = network["norm"].module.weight.detach().clone()
+        moved.append(not torch.equal(before, after))
+        before = after
+
+    training.train(network, text, settings, report)
+    assert moved == [True, False, False, False, True, False]
 
 
 @torch.no_grad()
@@ -591,6 +610,8 @@ def test_generate_with_the_weights_of_others(call, folders):
     greedy = RECORDED["mamba"]["greedy"]
     assert status == 0, err
     assert list(map(int, out.split())) == tokens + greedy
+    drawn = [call(*arguments[:-5], "--seed", seed, *CPU, "--prompt", "3")[1] for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
     (folders["mamba"].parent / "prompt.txt").write_text(prompt)
     assert call(*arguments, "--prompt-file", folders["mamba"].parent / "prompt.txt", "--chunk", 3)[1] == out
     # Several texts, each under its number; a stop token is not written.
@@ -604,6 +625,21 @@ def test_generate_with_the_weights_of_others(call, folders):
     written_tokens = sum(map(len, texts)) - 2 * len(tokens) - 2 * 2
     stopped = sum(len(text) < length for text, length in zip(texts, [90, 90, 42, 42], strict=True))
     assert f"{written_tokens + stopped} tokens in" in err
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_character_that_is_not_complete_is_written_at_the_end(call, samples, tmp_path, monkeypatch):
+    """By a network that goes on with the two first bytes of a character of three."""
+    architecture = training.Settings(**TINY).architecture
+    save_model(new_model(architecture), tmp_path / "model")
+
+    def drawn(*arguments, **options):
+        yield [torch.tensor(list("a€".encode()[:-1]))] * samples
+
+    monkeypatch.setattr(program, "generate", drawn)
+    status, out, _ = call("generate", "--model", "model", "--samples", samples, "--prompt", "x", *CPU)
+    assert status == 0
+    assert out.count("xa\ufffd\n") == samples
 
 
 def test_convert_writes_for_the_other_library(call, folders, tmp_path):

@@ -158,7 +158,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return {key: value for name in names for key, value in read_tensors(folder / name)[0].items()}
     if (path := folder / PICKLE).is_file():
         try:
-            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling a damaged file may raise anything
             raise Problem(f"{path} cannot be read ({error!r}).") from error
         return weights
@@ -178,7 +178,7 @@ def save_model(model: LanguageModel, folder: Path, library: Library | None = Non
         Problem: If the library has no such network, or a file cannot be written.
     """
     library = library or model.library
-    weights = model.network.state_dict()
+    weights = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
     make = convert.to_transformers if library == "transformers" else convert.to_mamba_ssm
     try:
         config = model.config if library == model.library else _config(model.architecture, library)

@@ -41,9 +41,9 @@ class Settings:
     """States of each inner feature."""
     headdim: int = 32
     """Inner features of a head, in mamba2."""
-    steps: int = 600
+    steps: int = 800
     """Training steps."""
-    batch: int = 8
+    batch: int = 4
     """Excerpts per step."""
     excerpt: int = 512
     """Bytes of an excerpt."""

@@ -108,5 +108,5 @@ class Writer:
         self.tokens += tokens
         text = self.words.decode(self.tokens)
         complete = text if last else text.rstrip("\ufffd")
-        new, self.written = complete[self.written :], max(self.written, len(complete))
+        new, self.written = complete[self.written :], len(complete)
         return new

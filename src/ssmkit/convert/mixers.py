@@ -73,7 +73,7 @@ def from_mixer(state_dict: Mapping[str, Tensor], layer: Mamba | Mamba2) -> dict[
         The weights for `layer.load_state_dict`: the same tensors, or parts of them, without a copy.
 
     Raises:
-        TypeError: If a value is not a tensor, or `layer` is of another kind.
+        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is of another kind.
         ValueError: If a key is missing or unknown, or a shape is another; the message names it.
 
     Example:
@@ -101,7 +101,7 @@ def to_mixer(state_dict: Mapping[str, Tensor], layer: Mamba | Mamba2) -> dict[st
         The weights for `load_state_dict` of a mixer.
 
     Raises:
-        TypeError: If a value is not a tensor, or `layer` is of another kind.
+        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is of another kind.
         ValueError: If a key is missing or unknown, or a shape is another; the message names it.
 
     Example:

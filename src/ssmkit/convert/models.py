@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .architecture import Architecture
 from .mixers import mixer_table
-from .renaming import Table, read, write
+from .renaming import Table, check_tensors, read, write
 
 __all__ = ["from_mamba_ssm", "from_transformers", "to_mamba_ssm", "to_transformers"]
 
@@ -37,7 +37,8 @@ def _table(architecture: Architecture, embedding: str) -> Table:
 def _tie(where: str, state_dict: Mapping[str, Tensor], embedding: str, head: str) -> dict[str, Tensor]:
     """Weights whose head is the embedding. Files often hold only one of the two."""
     weights = dict(state_dict)
-    if embedding in weights and head in weights and not torch.equal(weights[embedding], weights[head]):
+    found = [weights[name] for name in (embedding, head) if name in weights]
+    if len(found) == 2 and not torch.equal(*found):
         raise ValueError(
             f"{where}: {head} must be equal to {embedding}, as the configuration ties them, got tensors that differ; "
             "correct the configuration."
@@ -51,6 +52,7 @@ def _tie(where: str, state_dict: Mapping[str, Tensor], embedding: str, head: str
 def _from(
     where: str, state_dict: Mapping[str, Tensor], architecture: Architecture, embedding: str
 ) -> dict[str, Tensor]:
+    check_tensors(where, state_dict)
     other = _MAMBA_SSM if embedding == _TRANSFORMERS else _TRANSFORMERS
     if embedding not in state_dict:
         state_dict = {embedding if name == other else name: value for name, value in state_dict.items()}
@@ -60,6 +62,7 @@ def _from(
 
 
 def _to(where: str, state_dict: Mapping[str, Tensor], architecture: Architecture, embedding: str) -> dict[str, Tensor]:
+    check_tensors(where, state_dict)
     if architecture.tied:
         state_dict = _tie(where, state_dict, _OURS, _OUR_HEAD)
     return write(where, state_dict, _table(architecture, embedding))
@@ -77,7 +80,7 @@ def from_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
         parts of them, without a copy.
 
     Raises:
-        TypeError: If a value is not a tensor, or as :meth:`Architecture.from_transformers`.
+        TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_transformers`.
         ValueError: If a key is missing or unknown, or a shape is another, which the message names; if a tied head
             differs from the embedding; or as :meth:`Architecture.from_transformers`.
 
@@ -118,7 +121,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] 
         The weights for `load_state_dict` there. A tied head is the embedding's tensor; files leave it out.
 
     Raises:
-        TypeError: If a value is not a tensor, or as :meth:`Architecture.from_transformers`.
+        TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_transformers`.
         ValueError: As :func:`from_transformers`, and as :meth:`Architecture.to_transformers`.
 
     Example:
@@ -145,7 +148,7 @@ def from_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] |
         parts of them, without a copy.
 
     Raises:
-        TypeError: If a value is not a tensor, or as :meth:`Architecture.from_mamba_ssm`.
+        TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_mamba_ssm`.
         ValueError: If a key is missing or unknown, or a shape is another, which the message names; if a tied head
             differs from the embedding; or as :meth:`Architecture.from_mamba_ssm`.
 
@@ -172,7 +175,7 @@ def to_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | A
         The weights for `load_state_dict` there. A tied head is the embedding's tensor.
 
     Raises:
-        TypeError: If a value is not a tensor, or as :meth:`Architecture.from_mamba_ssm`.
+        TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_mamba_ssm`.
         ValueError: As :func:`from_mamba_ssm`, and as :meth:`Architecture.to_mamba_ssm`.
 
     Example:

@@ -8,10 +8,30 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Table", "read", "write"]
+__all__ = ["Table", "check_tensors", "read", "write"]
 
 Table: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
 """For every foreign name, the names of ssmkit whose tensors it joins along the first axis, with their shapes."""
+
+
+def check_tensors(where: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuses what is no dictionary of tensors.
+
+    Arguments:
+        where: The function, for errors.
+        state_dict: What was given.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"{where}: `state_dict` must be a dictionary of tensors, got a {type(state_dict).__name__}; a module has "
+            "`state_dict()`."
+        )
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: `state_dict` must hold tensors, got a {type(value).__name__} as {name}.")
 
 
 def read(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
@@ -26,13 +46,16 @@ def read(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str
         The same tensors, or parts of them, by the names of ssmkit.
 
     Raises:
-        TypeError: If a value is not a tensor.
+        TypeError: If it is no dictionary of tensors.
         ValueError: If a key is missing or unknown, or a shape is another.
     """
     _check(where, state_dict, {name: _joined(parts) for name, parts in table.items()})
     made: dict[str, Tensor] = {}
     for name, parts in table.items():
-        made.update(zip(parts, state_dict[name].split([shape[0] for shape in parts.values()]), strict=True))
+        first = 0
+        for part, shape in parts.items():
+            made[part] = state_dict[name][first : first + shape[0]]
+            first += shape[0]
     return made
 
 
@@ -48,7 +71,7 @@ def write(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[st
         The tensors by their foreign names; those that are not joined are the same.
 
     Raises:
-        TypeError: If a value is not a tensor.
+        TypeError: If it is no dictionary of tensors.
         ValueError: If a key is missing or unknown, or a shape is another.
     """
     _check(where, state_dict, {part: shape for parts in table.values() for part, shape in parts.items()})
@@ -63,9 +86,7 @@ def _joined(parts: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _check(where: str, state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, value in state_dict.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{where}: `state_dict` must hold tensors, got a {type(value).__name__} as {name}.")
+    check_tensors(where, state_dict)
     missing = [name for name in shapes if name not in state_dict]
     unknown = [name for name in state_dict if name not in shapes]
     other = [name for name in shapes if name in state_dict and tuple(state_dict[name].shape) != shapes[name]]
