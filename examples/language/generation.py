@@ -61,7 +61,8 @@ def generate(
 ) -> Iterator[list[Tensor]]:
     """Continues streams until each has drawn a stop token, or its length.
 
-    What a stream draws depends on the seed and its number, and neither on the block nor on when the others stop.
+    What a stream draws depends on the seed, its number and the number of streams, and neither on the block nor on when
+    the others stop.
 
     Arguments:
         engine: What runs the network.
