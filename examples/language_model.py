@@ -1,10 +1,10 @@
-"""Mamba language models: train one of bytes, let one write, or take the weights of others.
+"""Train a byte-level Mamba language model, and generate text with it or with models of transformers and mamba-ssm.
 
-Without arguments it trains a small network on the sources of Python's standard library, as they are installed, says how
-many bits it needs for a byte of sources that it has not seen beside what needs no network, and lets it write. The model
-is left in `runs/language`, in the files of transformers. Each part of that is a command of its own.
+Without arguments it trains a small network on the installed sources of Python's standard library, prints the negative
+log-likelihood of held-out sources in bits per byte and that of baselines without a network, and generates text. The
+model is written to `runs/language`, in the format of transformers. Each part is also a command.
 
-A folder with the weights of others, such as state-spaces/mamba-130m-hf, is read as it was downloaded:
+Folders of public models, such as state-spaces/mamba-130m-hf, are read as they were downloaded:
 
     generate --model FOLDER --prompt "The first thing that"
 """
@@ -36,67 +36,67 @@ RUN = Path("runs/language")
 
 @dataclass(frozen=True)
 class Train:
-    """Train a small model of bytes on text, and measure it on text that it has not seen. Ctrl-C ends the training and
-    keeps what it has learned."""
+    """Train a small byte-level model on text, and measure it on held-out text. Ctrl-C ends the training and writes the
+    model so far."""
 
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     out: Path = RUN
-    """Folder for the model, in the files of transformers."""
+    """Folder for the model, in the format of transformers."""
     measure: int = 100_000
-    """Bytes of held-out text to measure with."""
+    """Bytes of held-out text for the measurement."""
     device: str = DEVICE
     """Where to compute."""
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a model write, by default what it writes as it goes."""
+    """Generate text with a model."""
 
     model: Path = RUN
-    """Folder with `config.json` and `model.safetensors` (or `pytorch_model.bin`), of transformers or of mamba-ssm."""
+    """Folder with `config.json` and `model.safetensors` (or `pytorch_model.bin`) of transformers or mamba-ssm."""
     prompt: tuple[str, ...] = ("def ",)
-    """Texts to go on from, of any lengths; each is continued by itself."""
+    """Texts to continue, of any lengths; each is continued separately."""
     prompt_file: Path | None = None
-    """A file to go on from, instead of a text."""
+    """A file to continue, instead of a text."""
     length: int = 400
-    """The most tokens to write after each."""
+    """Largest number of tokens to generate per text."""
     samples: int = 1
-    """Texts per prompt."""
+    """Number of texts per prompt."""
     temperature: float = 0.8
-    """Below 1 the draw is bolder, at 0 it is greedy."""
+    """Logits are divided by it; at 0 the likeliest token is taken."""
     top_k: int = 0
-    """Draw from so many of the likeliest tokens; 0 for all."""
+    """Draw from this many of the likeliest tokens; 0 for all."""
     top_p: float = 0.95
     """Draw from the likeliest tokens that together have this probability; 1 for all."""
     stop: tuple[int, ...] | None = None
-    """Tokens that end a text, by default those that the model's configuration names; none if no number follows."""
+    """Tokens that end a text, by default those of the model's configuration; without a number, none."""
     seed: int = 0
-    """Of the draw: the same seed writes the same."""
+    """Seed of the draw: the same seed generates the same texts."""
     chunk: int = 512
-    """Tokens of a prompt that are read at a time; fewer need less memory."""
+    """Tokens of a prompt that are read at a time; a smaller number needs less memory."""
     tokenizer: Path | None = None
-    """A tokenizer.json, by default the one in the model's folder; models of 256 tokens without one are of bytes."""
+    """A tokenizer.json, by default the one in the model's folder. Without one, a model of 256 tokens is byte-level."""
     numbers: bool = False
-    """Prompts and texts are token numbers."""
+    """Use token numbers instead of text."""
     engine: Literal["auto", "program", "compile", "step"] = "auto"
-    """What runs the network: a compiled program (on a CPU the fastest, and the default there), its step under
-    torch.compile, or its step as it is."""
+    """What runs the network: a compiled program (on a CPU, where it is by far the fastest and the default), its step
+    under torch.compile, or its eager step."""
     threads: int | None = None
-    """Of a compiled program; by default one for one text."""
+    """Threads of a compiled program; by default one for one text."""
     device: str = DEVICE
     """Where to compute."""
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a model for the other library, or once more for the same."""
+    """Write a model in the format of transformers or mamba-ssm."""
 
     model: Path
-    """Folder of a model, of transformers or of mamba-ssm."""
+    """Folder of a model of transformers or mamba-ssm."""
     out: Path
     """Folder to write."""
     to: Library | None = None
-    """The library; by default the one that the model comes from."""
+    """The library; by default that of the model."""
 
 
 def run_train(args: Train) -> None:
@@ -120,7 +120,7 @@ def run_train(args: Train) -> None:
         try:
             train(model.network, text.training, settings, report, args.device)
         except KeyboardInterrupt:
-            print("\nstopped; the model is kept as it is", file=sys.stderr)
+            print("\nstopped; the model so far is written", file=sys.stderr)
     save_model(model, args.out)
     held_out = text.held_out[: args.measure]
     print("held-out negative log-likelihood, bits per byte")
@@ -131,7 +131,7 @@ def run_train(args: Train) -> None:
 
 
 def prompts_of(args: Generate) -> list[str]:
-    """The texts to go on from."""
+    """The texts to continue."""
     if args.prompt_file is None:
         return list(args.prompt)
     try:
@@ -141,7 +141,7 @@ def prompts_of(args: Generate) -> list[str]:
 
 
 def run_generate(args: Generate) -> None:
-    """Writes texts to standard output: one as it is made, several one after another once all are done."""
+    """Prints texts: a single one during generation, several at the end."""
     for name in ("length", "samples", "chunk", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise Problem(f"--{name} must be at least 1, not {value}.")
@@ -176,7 +176,7 @@ def run_generate(args: Generate) -> None:
 
 
 def run_convert(args: Convert) -> None:
-    """Writes a model for a library."""
+    """Writes a model in the format of a library."""
     model = load_model(args.model)
     save_model(model, args.out, args.to, args.model)
     print(f"{args.out}, for {args.to or model.library}")

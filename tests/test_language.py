@@ -188,20 +188,20 @@ def edit(folder, source, name, change):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("config.json", None, "config.json does not exist; give a folder with a configuration and weights"),
+        ("config.json", None, "config.json does not exist; give the folder of a model"),
         ("config.json", lambda text: text[:9], "config.json cannot be read"),
-        ("config.json", lambda text: b"[]", "config.json holds no configuration"),
+        ("config.json", lambda text: b"[]", "config.json is not a configuration"),
         (
             "config.json",
             lambda text: text.replace(b'"mamba"', b'"llama"'),
-            "cannot be read: .*unknown `model_type` 'llam",
+            "cannot be converted .*unknown `model_type` 'llam",
         ),
         (
             "config.json",
             lambda text: text.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": 4'),
-            "it lacks backb",
+            "missing: backb",
         ),
-        ("model.safetensors", None, "holds no weights: there is no model.safetensors, model.safetensors.index.json or"),
+        ("model.safetensors", None, "has no weights; it needs model.safetensors, model.safetensors.index.json or"),
         ("model.safetensors", lambda data: data[:100], "cannot be read as safetensors"),
     ],
 )
@@ -220,7 +220,7 @@ def test_damaged_weights_are_refused(folders, tmp_path, name):
 
 def test_a_network_that_the_other_library_has_not_is_refused(folders, tmp_path):
     model = load_model(folders["mamba, every option"])
-    with pytest.raises(Problem, match="the model cannot be written for mamba-ssm: .*`eps` must be 1e-05"):
+    with pytest.raises(Problem, match="the model cannot be written for mamba-ssm .*`eps` must be 1e-05"):
         save_model(model, tmp_path / "x", "mamba-ssm")
     assert not (tmp_path / "x").exists()
 
@@ -354,7 +354,7 @@ def test_numbers_are_tokens_as_they_are():
     words = vocabulary.Numbers()
     assert words.encode(" 3 14\n15") == [3, 14, 15]
     assert words.decode([3, 14]) == "3 14 "
-    with pytest.raises(Problem, match="with --numbers a prompt is token numbers with spaces between, not '3 x'"):
+    with pytest.raises(Problem, match="with --numbers a prompt must be numbers separated by spaces, not '3 x'"):
         words.encode("3 x")
 
 
@@ -526,7 +526,7 @@ def test_a_training_that_cannot_go_on_is_refused():
     network = new_model(settings.architecture).network
     with pytest.raises(Problem, match="the loss of step [23] is not finite; give a smaller --lr"):
         training.train(network, torch.zeros(100, dtype=torch.uint8), settings)
-    with pytest.raises(Problem, match="there are 32 bytes of text, fewer than an excerpt"):
+    with pytest.raises(Problem, match="the text has 32 bytes, less than one excerpt"):
         training.train(network, torch.zeros(32, dtype=torch.uint8), settings)
     torch.manual_seed(0)
     one = new_model(settings.architecture).network
@@ -661,7 +661,7 @@ def test_ctrl_c_keeps_what_was_learned(call, texts, monkeypatch, tmp_path):
     monkeypatch.setattr(program, "train", stopped)
     status, out, err = call("train", *SMALL.split(), "--data", texts, "--out", "stopped")
     assert status == 0, err
-    assert "stopped; the model is kept" in err
+    assert "stopped; the model so far is written" in err
     assert "network" in out
     assert load_model(tmp_path / "stopped").architecture.n_layers == 1
 

@@ -1,1 +1,1 @@
-"""The parts of the language model example: network, folders, vocabularies, generation, training."""
+"""The parts of the language model example: network and files, tokenizers, generation, training."""

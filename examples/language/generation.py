@@ -1,4 +1,4 @@
-"""Generating text: prompts are read by `scan`, tokens drawn one by one, each row until its own end."""
+"""Generation of text: prompts are read by `scan`, then each stream draws tokens until it ends."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ssmkit.states import concatenate, repeat, select
 def read_prompts(
     network: Sequential, prompts: Sequence[Sequence[int]], samples: int = 1, *, seed: int = 0, chunk: int = 512
 ) -> Streams:
-    """Reads prompts, each from rest, and starts streams from where they end.
+    """Reads prompts, and starts streams that continue them.
 
-    They may have different lengths: each is read alone, so that nothing has to be filled up.
+    Each prompt is read separately, so that prompts of different lengths need no padding.
 
     Arguments:
         network: The network.
-        prompts: Tokens.
-        samples: Streams per prompt.
-        seed: Of what is drawn later.
-        chunk: The most tokens that are read at a time; it bounds the memory and changes nothing else.
+        prompts: The tokens of each prompt.
+        samples: The number of streams per prompt.
+        seed: The seed of the random numbers for sampling.
+        chunk: The largest number of tokens to read at a time. A smaller one needs less memory; results are the same.
 
     Raises:
-        Problem: If a prompt is empty, or has tokens that the network has not.
+        Problem: If a prompt is empty, or has tokens outside of the vocabulary.
     """
     network.eval()
     weight = network["embedding"].get_parameter("module.weight")
     system, ends = network.system(), []
     for prompt in prompts:
         if not prompt:
-            raise Problem("a prompt must have at least one token: without one there is nothing to go on from.")
+            raise Problem("a prompt must have at least one token.")
         if min(prompt) < 0 or max(prompt) >= len(weight):
             raise Problem(
-                f"the model has the tokens 0 to {len(weight) - 1}, and the prompt others; is it its tokenizer?"
+                f"the model has the tokens 0 to {len(weight) - 1}, and the prompt has others; give its own tokenizer."
             )
         state = network.initial_state(1, device=weight.device)
         for part in torch.tensor([prompt], device=weight.device).split(chunk, dim=1):
@@ -59,21 +59,21 @@ def generate(
     stop: Collection[int] = (),
     block: int = 32,
 ) -> Iterator[list[Tensor]]:
-    """Continues streams until each has drawn a stop token, or its length.
+    """Continues each stream up to a stop token, or up to a length.
 
-    What a stream draws depends on the seed, its number and the number of streams, and neither on the block nor on when
-    the others stop.
+    The tokens of a stream depend on the seed, on its number and on the number of streams. They do not depend on `block`
+    or on where other streams end.
 
     Arguments:
-        engine: What runs the network.
-        streams: Where to go on. It is used up: its random numbers are drawn, and it does not move on.
-        length: The most tokens of a stream.
-        sampling: How they are drawn.
-        stop: Tokens that end a stream; they are given out as its last.
-        block: Tokens from one yield to the next.
+        engine: The engine that runs the network.
+        streams: The streams to continue. They are not updated, but their random numbers are used.
+        length: The largest number of tokens of a stream.
+        sampling: How tokens are drawn.
+        stop: Tokens that end a stream; such a token is the last of its stream.
+        block: The number of tokens from one yield to the next.
 
     Yields:
-        For every stream its new tokens; none once it has stopped.
+        The new tokens of each stream; none after its end.
     """
     rows = len(streams.logits)
     running, logits, state = torch.arange(rows), streams.logits, streams.state

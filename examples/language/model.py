@@ -1,4 +1,4 @@
-"""The network of a Mamba language model, composed of ssmkit's layers, and the folder that holds one."""
+"""The network of a Mamba language model, composed of ssmkit's layers, and the folder in which it is stored."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ssmkit.convert import Architecture
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 OTHERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-"""Files of a folder that go along when a model is written to another."""
+"""Files that are copied when a model is written to another folder."""
 
 Library: TypeAlias = Literal["transformers", "mamba-ssm"]
 
 
 def language_model(architecture: Architecture) -> Sequential:
-    """A Mamba language model: tokens to the logits of the next token.
+    """A Mamba language model, from tokens to the logits of the next token.
 
-    Its weights start as those of mamba-ssm: embeddings with a standard deviation of 0.02, and the last map of every
-    layer smaller by the root of their number, so that the sum of all layers is as large as one.
+    The weights are initialised as in mamba-ssm: embeddings with a standard deviation of 0.02, and the last linear map
+    of every layer divided by the square root of the number of layers, which keeps the size of their sum.
 
     Arguments:
-        architecture: What it is made of.
+        architecture: Its sizes and options.
 
     Example:
         >>> import ssmkit
@@ -63,7 +63,7 @@ def language_model(architecture: Architecture) -> Sequential:
 
 
 def tie(network: Sequential) -> None:
-    """Gives the head the weights of the embedding."""
+    """Makes the head share the weights of the embedding."""
     network["head"].get_submodule("module").register_parameter(
         "weight", network["embedding"].get_parameter("module.weight")
     )
@@ -71,48 +71,48 @@ def tie(network: Sequential) -> None:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A network with what is known of it."""
+    """A network with its configuration."""
 
     network: Sequential
     architecture: Architecture
     config: dict[str, Any]
-    """What `config.json` says, special tokens too."""
+    """The dictionary in `config.json`, with special tokens."""
 
     @property
     def library(self) -> Library:
-        """Whose configuration it is."""
+        """The library of the configuration."""
         return library_of(self.config)
 
     @property
     def stop(self) -> list[int]:
-        """The tokens that end a text."""
+        """The tokens that end a text, from the configuration."""
         token = self.config.get("eos_token_id")
         return [] if token is None else [token] if isinstance(token, int) else list(token)
 
 
 def library_of(config: dict[str, Any]) -> Library:
-    """Whose configuration it is: that of mamba-ssm has no `model_type`."""
+    """The library of a configuration: those of mamba-ssm have no `model_type`."""
     return "transformers" if "model_type" in config else "mamba-ssm"
 
 
 def new_model(architecture: Architecture) -> LanguageModel:
-    """A model to be trained."""
+    """A model with initial weights."""
     return LanguageModel(language_model(architecture), architecture, _config(architecture, "transformers"))
 
 
 def _config(architecture: Architecture, library: Library) -> dict[str, Any]:
     if library == "mamba-ssm":
         return architecture.to_mamba_ssm()
-    # The defaults of transformers are tokens of its own vocabularies.
+    # Else transformers would use its defaults, which may be other tokens of this vocabulary.
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return {**architecture.to_transformers(), **special}
 
 
 def load_model(folder: Path) -> LanguageModel:
-    """Reads a folder with `config.json` and weights, of transformers or of mamba-ssm; the network computes in float32.
+    """Reads a folder with `config.json` and weights of transformers or mamba-ssm, and converts them to float32.
 
     Raises:
-        Problem: If a file is missing or damaged, or holds another network.
+        Problem: If a file is missing or damaged, or ssmkit has no such network.
     """
     config = _read_config(folder)
     try:
@@ -123,8 +123,8 @@ def load_model(folder: Path) -> LanguageModel:
             architecture = Architecture.from_mamba_ssm(config)
             weights = convert.from_mamba_ssm(_read_weights(folder), architecture)
     except (TypeError, ValueError) as error:
-        raise Problem(f"{folder} holds a model that cannot be read: {error}") from error
-    # Without memory: the weights that were read become the network's own.
+        raise Problem(f"{folder} cannot be converted ({error})") from error
+    # Without memory or initial values: the weights are assigned below.
     with torch.device("meta"):
         network = language_model(architecture)
     network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
@@ -136,18 +136,18 @@ def load_model(folder: Path) -> LanguageModel:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise Problem(f"{path} does not exist; give a folder with a configuration and weights.")
+        raise Problem(f"{path} does not exist; give the folder of a model.")
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise Problem(f"{path} cannot be read ({error}).") from error
     if not isinstance(config, dict):
-        raise Problem(f"{path} holds no configuration.")
+        raise Problem(f"{path} is not a configuration.")
     return config
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights, in one file or in several that an index names."""
+    """The weights, from one file, or from several that are listed in an index."""
     if (folder / WEIGHTS).is_file():
         return read_tensors(folder / WEIGHTS)[0]
     if (index := folder / INDEX).is_file():
@@ -159,23 +159,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (path := folder / PICKLE).is_file():
         try:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling a damaged file may raise anything
+        except Exception as error:  # a damaged file can raise any error
             raise Problem(f"{path} cannot be read ({error!r}).") from error
         return weights
-    raise Problem(f"{folder} holds no weights: there is no {WEIGHTS}, {INDEX} or {PICKLE}.")
+    raise Problem(f"{folder} has no weights; it needs {WEIGHTS}, {INDEX} or {PICKLE}.")
 
 
 def save_model(model: LanguageModel, folder: Path, library: Library | None = None, source: Path | None = None) -> None:
-    """Writes a folder that transformers or mamba-ssm can load, each in the kind of file that it reads.
+    """Writes a folder that transformers or mamba-ssm can load.
 
     Arguments:
-        model: What is written.
-        folder: Where to.
-        library: For which library; by default the one whose configuration the model has.
-        source: The folder that the model was read from, whose tokenizer goes along.
+        model: The model.
+        folder: The folder to write.
+        library: The library, by default that of the model's configuration.
+        source: The folder from which the model was read; its tokenizer files are copied.
 
     Raises:
-        Problem: If the library has no such network, or a file cannot be written.
+        Problem: If the library cannot represent the network, or a file cannot be written.
     """
     library = library or model.library
     weights = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
@@ -184,7 +184,7 @@ def save_model(model: LanguageModel, folder: Path, library: Library | None = Non
         config = model.config if library == model.library else _config(model.architecture, library)
         tensors = make(weights, model.architecture)
     except ValueError as error:
-        raise Problem(f"the model cannot be written for {library}: {error}") from error
+        raise Problem(f"the model cannot be written for {library} ({error})") from error
     make_folder(folder)
     if library == "transformers":
         if model.architecture.tied:

@@ -1,4 +1,4 @@
-"""Training a language model of bytes: text, settings, the loop, and how well it predicts text that it has not seen."""
+"""Training of a byte-level language model: text, settings, the loop, and its likelihood on held-out text."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from ssmkit.convert import Architecture
 
 SUFFIXES = (".md", ".py", ".rst", ".txt")
 HELD_OUT = 20
-"""One file of so many is held out."""
+"""One of this many files is held out."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training depends on. The same settings on the same text give the same model."""
+    """Settings of a training run. The same settings and text give the same model."""
 
     data: Path | None = None
-    """A text file, or a folder with files of the kinds .py, .rst, .md and .txt, also in folders of its own; of several
-    files every twentieth is held out, of a single one the last twentieth. By default the sources of Python's standard
-    library, as they are installed."""
+    """A text file, whose last twentieth is held out, or a folder with .py, .rst, .md and .txt files, also in
+    subfolders, of which every twentieth is held out. By default the installed sources of Python's standard library."""
     layer: Literal["mamba", "mamba2"] = "mamba2"
     """The state-space layer."""
     d_model: int = 128
@@ -40,19 +39,19 @@ class Settings:
     d_state: int = 32
     """States of each inner feature."""
     headdim: int = 32
-    """Inner features of a head, in mamba2."""
+    """Inner features per head, for mamba2."""
     steps: int = 800
     """Training steps."""
     batch: int = 4
     """Excerpts per step."""
     excerpt: int = 512
-    """Bytes of an excerpt."""
+    """Bytes per excerpt."""
     lr: float = 4e-3
-    """Highest learning rate: it rises over the first twentieth of the steps, and falls to zero by a cosine."""
+    """Highest learning rate. It rises linearly over the first twentieth of the steps, and falls to zero by a cosine."""
     weight_decay: float = 0.05
     """Decay of the weights that have one."""
     seed: int = 0
-    """Of weights and excerpts."""
+    """Seed of the weights and excerpts."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "excerpt"):
@@ -61,7 +60,7 @@ class Settings:
 
     @property
     def architecture(self) -> Architecture:
-        """What the network is made of.
+        """Sizes and options of the network.
 
         Raises:
             Problem: If the sizes do not fit together.
@@ -86,7 +85,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Text:
-    """The bytes to train on, and others to measure with."""
+    """Bytes for training, and held-out bytes for evaluation."""
 
     training: Tensor
     held_out: Tensor
@@ -94,10 +93,10 @@ class Text:
 
 
 def read_text(data: Path | None) -> Text:
-    """Reads the text of a training.
+    """Reads the text for training.
 
     Raises:
-        Problem: If there is none, or too little.
+        Problem: If it cannot be read, or there are too few files.
     """
     source = data if data is not None else Path(sysconfig.get_path("stdlib"))
     try:
@@ -105,7 +104,7 @@ def read_text(data: Path | None) -> Text:
             whole = source.read_bytes()
             cut = len(whole) - len(whole) // HELD_OUT
             return Text(_tensor(whole[:cut]), _tensor(whole[cut:]), 1)
-        # Of the standard library the modules themselves: its folders have tests, and what others installed.
+        # In the standard library only files at the top: its folders also have tests and installed packages.
         paths = sorted(source.glob("*.py" if data is None else "**/*"))
         parts = [path.read_bytes() for path in paths if path.suffix in SUFFIXES and path.is_file()]
     except OSError as error:
@@ -122,7 +121,7 @@ def _tensor(text: bytes) -> Tensor:
 
 
 def excerpts(text: Tensor, settings: Settings, step: int) -> Tensor:
-    """The excerpts of a step, with one byte more than the network reads; they depend on the seed and the step alone."""
+    """The excerpts of a step, with one byte more than the input. They depend only on the seed and the step."""
     size = settings.excerpt + 1
     random = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     starts = torch.randint(len(text) - size + 1, (settings.batch,), generator=random)
@@ -140,16 +139,16 @@ def train(
 
     Arguments:
         network: The network.
-        text: Bytes.
-        settings: How.
-        report: Called after every step with its number and the loss in bits per byte.
+        text: The bytes to train on.
+        settings: The settings.
+        report: A function that is called after every step with its number and its loss in bits per byte.
         device: Where to compute.
 
     Raises:
         Problem: If the text is shorter than an excerpt, or the loss is not finite.
     """
     if len(text) <= settings.excerpt:
-        raise Problem(f"there are {len(text)} bytes of text, fewer than an excerpt; give more, or a smaller --excerpt.")
+        raise Problem(f"the text has {len(text)} bytes, less than one excerpt; give more text, or a smaller --excerpt.")
     network.to(device).train()
     groups = param_groups(network, lr=settings.lr, weight_decay=settings.weight_decay, ssm_lr=settings.lr)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
@@ -170,12 +169,14 @@ def train(
 
 @torch.no_grad()
 def bits_per_byte(network: Sequential, text: Tensor, chunk: int = 2048) -> float:
-    """How many bits the network needs for each byte of a text after the first, which it reads as one stream.
+    """Negative log-likelihood of a text in bits per byte, from the second byte on.
+
+    The text is one stream: the state is carried from chunk to chunk.
 
     Arguments:
         network: The network.
-        text: Bytes, two at least.
-        chunk: Bytes that are read at a time, with the state carried on.
+        text: The bytes, at least two.
+        chunk: The number of bytes that are read at a time.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -188,9 +189,10 @@ def bits_per_byte(network: Sequential, text: Tensor, chunk: int = 2048) -> float
 
 
 def baselines(text: Text, held_out: Tensor) -> dict[str, float]:
-    """Bits per byte of the held-out text by methods without a network, which know the training text as well.
+    """Bits per byte of the held-out text by methods without a network, which use the same training text.
 
-    Pairs of bytes, counted; and LZMA, by how much longer the training text gets when the held-out one is put after it.
+    The bigram model counts pairs of bytes. LZMA compresses the training text with and without the held-out text at its
+    end; the difference is what the held-out text needs.
     """
     counts = torch.zeros(256, 256, dtype=torch.double)
     pairs = text.training.long()

@@ -1,4 +1,4 @@
-"""Text as tokens, and back."""
+"""Conversion of text to tokens, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sashimi.problems import Problem
 
 
 class Vocabulary(Protocol):
-    """What turns text into tokens."""
+    """Converts text to tokens, and back."""
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
@@ -21,30 +21,30 @@ class Vocabulary(Protocol):
 
 
 class Bytes:
-    """256 tokens: the bytes of UTF-8."""
+    """Bytes of UTF-8 as 256 tokens."""
 
     def encode(self, text: str) -> list[int]:
         """See :class:`Vocabulary`."""
         return list(text.encode())
 
     def decode(self, tokens: list[int]) -> str:
-        """See :class:`Vocabulary`; what is no UTF-8 becomes a replacement character."""
+        """See :class:`Vocabulary`; bytes that are not valid UTF-8 become replacement characters."""
         return bytes(tokens).decode(errors="replace")
 
 
 class Numbers:
-    """Tokens as they are: numbers with spaces between them."""
+    """Token numbers, separated by spaces, instead of text."""
 
     def encode(self, text: str) -> list[int]:
         """See :class:`Vocabulary`.
 
         Raises:
-            Problem: If it is not numbers.
+            Problem: If the text has something else than numbers.
         """
         try:
             return [int(word) for word in text.split()]
         except ValueError as error:
-            raise Problem(f"with --numbers a prompt is token numbers with spaces between, not {text!r}.") from error
+            raise Problem(f"with --numbers a prompt must be numbers separated by spaces, not {text!r}.") from error
 
     def decode(self, tokens: list[int]) -> str:
         """See :class:`Vocabulary`."""
@@ -52,16 +52,18 @@ class Numbers:
 
 
 class TokenizerFile:
-    """A `tokenizer.json`, as it lies beside public models. Needs the package `tokenizers`."""
+    """A `tokenizer.json`, as in the folders of public models. Needs the package `tokenizers`."""
 
     def __init__(self, path: Path) -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise Problem("to read text with a tokenizer.json: pip install tokenizers; or give --numbers.") from error
+            raise Problem(
+                "a tokenizer.json needs the package tokenizers: pip install tokenizers; or give --numbers."
+            ) from error
         try:
             self.tokenizer: Any = Tokenizer.from_file(str(path))
-        except Exception as error:  # it raises nothing more special
+        except Exception as error:  # it raises no narrower class
             raise Problem(f"{path} cannot be read as a tokenizer ({error}).") from error
 
     def encode(self, text: str) -> list[int]:
@@ -69,7 +71,7 @@ class TokenizerFile:
         return list(self.tokenizer.encode(text).ids)
 
     def decode(self, tokens: list[int]) -> str:
-        """See :class:`Vocabulary`; special tokens are shown."""
+        """See :class:`Vocabulary`; special tokens are kept."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
 
@@ -77,13 +79,13 @@ def vocabulary(folder: Path, tokens: int, tokenizer: Path | None = None, numbers
     """The vocabulary of a model.
 
     Arguments:
-        folder: Of the model.
-        tokens: How many the model has.
-        tokenizer: A tokenizer file, by default `tokenizer.json` of that folder.
-        numbers: Take numbers instead of text.
+        folder: The folder of the model.
+        tokens: The number of tokens of the model.
+        tokenizer: A tokenizer file, by default `tokenizer.json` in that folder.
+        numbers: Use token numbers instead of text.
 
     Raises:
-        Problem: If none is known.
+        Problem: If there is no tokenizer file and the model is not one of bytes.
     """
     if numbers:
         return Numbers()
@@ -92,11 +94,11 @@ def vocabulary(folder: Path, tokens: int, tokenizer: Path | None = None, numbers
         return TokenizerFile(path)
     if tokens == 256:
         return Bytes()
-    raise Problem(f"{folder} has no tokenizer.json; give --tokenizer FILE, or --numbers for token numbers.")
+    raise Problem(f"{folder} has no tokenizer.json; give --tokenizer FILE, or --numbers.")
 
 
 class Writer:
-    """Text of tokens that come in parts: each part of the text is given out once it cannot change any more."""
+    """Decodes tokens that arrive in parts, and returns each part of the text as soon as it is complete."""
 
     def __init__(self, words: Vocabulary) -> None:
         self.words = words
@@ -104,7 +106,7 @@ class Writer:
         self.written = 0
 
     def add(self, tokens: list[int], *, last: bool = False) -> str:
-        """The text that is new with these tokens; a character that is not complete waits for the rest of it."""
+        """The new text after these tokens. An incomplete character is kept back until its other tokens arrive."""
         self.tokens += tokens
         text = self.words.decode(self.tokens)
         complete = text if last else text.rstrip("\ufffd")

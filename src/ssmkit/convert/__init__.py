@@ -1,13 +1,12 @@
-r"""Weights of others: Mamba and Mamba-2 under the names of transformers and of mamba-ssm, and back.
+r"""Conversion of Mamba and Mamba-2 weights from transformers and mamba-ssm, and to them.
 
-These functions map dictionaries: state dicts, and configurations as they stand in `config.json`. Nothing is computed,
-so that weights that are mapped there and back are the same to the bit. Neither library is needed.
+These functions convert dictionaries: state dicts, and configurations as in `config.json`. They rename, split and join
+tensors and compute nothing, so that converting there and back gives the same bits. Neither library has to be installed.
 
-One Mamba block without its norm and residual connection is called a mixer in both libraries, and its weights have the
-same names there. :func:`from_mixer` and :func:`to_mixer` map them to those of :class:`ssmkit.Mamba` and
-:class:`ssmkit.Mamba2`.
+Both libraries call a Mamba block without its norm and residual connection a mixer, and use the same names for its
+weights. :func:`from_mixer` and :func:`to_mixer` convert these for :class:`ssmkit.Mamba` and :class:`ssmkit.Mamba2`.
 
-A whole language model is described by an :class:`Architecture`. In ssmkit its weights are those of this network:
+A whole language model is described by an :class:`Architecture`. Its weights in ssmkit are those of this network:
 
 .. code-block:: python
 
@@ -22,8 +21,8 @@ A whole language model is described by an :class:`Architecture`. In ssmkit its w
         "head": nn.Linear(d, architecture.vocab_size, bias=False),
     })
 
-The networks of both libraries compute the residual connections in float32 if they are told to (`residual_in_fp32`) and
-their weights are of a lower precision; this one computes in the dtype of its weights.
+This network computes in the dtype of its weights. With weights of lower precision, both libraries can compute the
+residual connections in float32 (`residual_in_fp32`); to do so here, convert the weights to float32.
 """
 
 from .architecture import Architecture as Architecture

@@ -1,4 +1,4 @@
-r"""What a Mamba language model is made of, and the configurations that say so."""
+"""The sizes and options of Mamba language models, from configurations of other libraries and to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..layers import Mamba, Mamba2
 __all__ = ["Architecture"]
 
 _EPS = 1e-5
-"""Of the norm inside of Mamba2, and of all norms of mamba-ssm."""
+"""Epsilon of the norm inside of Mamba2, and of all norms in mamba-ssm."""
 
-# Options of transformers: what ssmkit calls them, and their defaults there.
+# Options in transformers, with their names in ssmkit and their defaults in transformers.
 _OF_BOTH: dict[str, tuple[str, Any]] = {
     "conv_kernel": ("d_conv", 4),
     "expand": ("expand", 2),
@@ -42,7 +42,7 @@ _OF_MAMBA2: dict[str, tuple[str, Any]] = {
     **_OF_BOTH,
 }
 
-# Fields of the configuration of mamba-ssm, and their defaults there.
+# Fields of configurations of mamba-ssm, with their defaults there.
 _FIELDS: dict[str, Any] = {
     "d_model": 2560,
     "d_intermediate": 0,
@@ -57,7 +57,7 @@ _FIELDS: dict[str, Any] = {
     "pad_vocab_size_multiple": 8,
     "tie_embeddings": True,
 }
-# Options in `ssm_cfg` of where weights start and of how, not what, is computed.
+# Options in `ssm_cfg` that do not change the output of trained weights: initial values, and ways to compute the same.
 _NO_EFFECT = {
     "chunk_size",
     "conv_init",
@@ -73,7 +73,7 @@ _SSM_LAYERS: dict[str, type[Mamba | Mamba2]] = {"Mamba1": Mamba, "Mamba2": Mamba
 
 
 def _require(name: str, value: Any, allowed: Iterable[Any], why: str) -> None:
-    """Refuses a value that ssmkit, or the other library, cannot represent."""
+    """Raises an error if a value is not one of those that can be represented."""
     if value not in (allowed := list(allowed)):
         wanted = " or ".join(repr(item) for item in allowed)
         raise ValueError(f"Architecture: `{name}` must be {wanted} ({why}), got {value!r}.")
@@ -88,19 +88,19 @@ def _dictionary(config: Any) -> None:
 
 
 def _option(name: str, value: Any) -> Any:
-    """A value of a configuration, as a layer takes it."""
+    """A value of a configuration as an argument of a layer."""
     if name == "dt_rank" and value == "auto":
         return None
     if isinstance(value, (list, tuple)):
         return tuple(_option(name, item) for item in value)
-    if isinstance(value, Mapping) and set(value) == {"__float__"}:  # how transformers writes infinity
+    if isinstance(value, Mapping) and set(value) == {"__float__"}:  # infinity in files of transformers
         return float(value["__float__"])
     return value
 
 
 def _defaults(layer: type[Mamba | Mamba2]) -> dict[str, Any]:
-    """The options of a layer that may be left out."""
-    # Not from its signature: there, sphinx replaces the defaults by their texts.
+    """The optional arguments of a layer, with their defaults."""
+    # Not from `inspect.signature`: sphinx replaces the defaults there by text.
     init = vars(layer)["__init__"]
     names = init.__code__.co_varnames[: init.__code__.co_argcount]
     found = {**dict(zip(names[-len(init.__defaults__) :], init.__defaults__, strict=True)), **init.__kwdefaults__}
@@ -109,18 +109,18 @@ def _defaults(layer: type[Mamba | Mamba2]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Architecture:
-    r"""What a Mamba language model is made of, in the words of ssmkit: what a configuration says of its network.
+    r"""The sizes and options of a Mamba language model, with the names of ssmkit.
 
     Arguments:
         layer: :class:`ssmkit.Mamba` or :class:`ssmkit.Mamba2`.
-        options: The arguments of the layer, with `d_model`. Those that are left out get the layer's defaults.
+        options: The arguments of the layer, including `d_model`. Missing ones get the defaults of the layer.
         n_layers: The number of blocks.
-        vocab_size: The number of tokens: the rows of the embedding.
+        vocab_size: The number of tokens, which is the number of rows of the embedding.
         eps: The :math:`\epsilon` of the norms before the layers and before the head.
-        tied: Whether the head has the weights of the embedding.
+        tied: Whether the head shares the weights of the embedding.
 
     Raises:
-        TypeError: If a size is not an integer, or the layer has no such option.
+        TypeError: If a size is not an integer, or an option is not one of the layer.
         ValueError: If a size is not positive, or the layer refuses an option.
 
     Example:
@@ -147,7 +147,7 @@ class Architecture:
         self.layer_shapes()
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the weights of one layer, by their names.
+        """The shapes of the weights of one layer, by name.
 
         Returns:
             The shapes.
@@ -158,15 +158,16 @@ class Architecture:
             ... ]
             (8, 16)
         """
-        with torch.device("meta"):  # takes neither memory nor random numbers
+        with torch.device("meta"):  # needs no memory, and draws no random numbers
             return {name: tuple(value.shape) for name, value in self.layer(**self.options).state_dict().items()}
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> Architecture:
         """Reads a configuration of `MambaForCausalLM` or `Mamba2ForCausalLM` of transformers.
 
-        What is left out has the default of transformers. What does not change the network is not read: special tokens,
-        dtypes, how it is computed, and where weights start, but for the range of step sizes.
+        Missing entries have the defaults of transformers. Entries that do not change the output of given weights are
+        ignored (special tokens, dtypes, initial values, ways to compute the same), and so are those that transformers
+        ignores.
 
         Arguments:
             config: The dictionary in `config.json`.
@@ -176,7 +177,7 @@ class Architecture:
 
         Raises:
             TypeError: If `config` is no dictionary, or a size is not an integer.
-            ValueError: If `model_type` is another, or an option is none that ssmkit can represent.
+            ValueError: If `model_type` is unknown, or ssmkit cannot represent an option.
 
         Example:
             >>> config = {"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 256}
@@ -202,19 +203,19 @@ class Architecture:
         else:
             features = config.get("num_heads", 128) * made.options["headdim"]
             _require("num_heads * head_dim", features, [width], "expand * hidden_size")
-            _require("layer_norm_epsilon", made.eps, [_EPS], "that of the norm inside of Mamba2 too")
+            _require("layer_norm_epsilon", made.eps, [_EPS], "the one of the norm inside of Mamba2")
         return made
 
     def to_transformers(self) -> dict[str, Any]:
         r"""Writes the configuration for transformers.
 
         Returns:
-            The dictionary for `config.json`, or for `MambaConfig` and `Mamba2Config`. Special tokens are not in it, and
-            get the defaults of transformers unless they are added.
+            The dictionary for `config.json`, or for `MambaConfig` and `Mamba2Config`. It has no special tokens, such as
+            `eos_token_id`: unless you add them, transformers uses its defaults.
 
         Raises:
-            ValueError: If transformers has no such network: it has Mamba2 with the norm after the gate, with one `D`
-                for each head and with :math:`\epsilon = 10^{-5}` alone.
+            ValueError: If transformers cannot represent an option. Its Mamba2 always has a norm, after the gate, one
+                `D` per head, and one :math:`\epsilon` for all norms, which must be that of ssmkit, :math:`10^{-5}`.
 
         Example:
             >>> architecture = Architecture(ssmkit.Mamba2, {"d_model": 64, "headdim": 16}, n_layers=2, vocab_size=256)
@@ -236,8 +237,8 @@ class Architecture:
             config[theirs] = default if options[ours] is None else options[ours]
         if not first:
             for name, value in (("rmsnorm", True), ("norm_before_gate", False), ("D_has_hdim", False)):
-                _require(name, options[name], [value], "transformers has no other")
-            _require("eps", self.eps, [_EPS], "in transformers that of the norm inside of Mamba2 too")
+                _require(name, options[name], [value], "the only one in transformers")
+            _require("eps", self.eps, [_EPS], "transformers uses it for the norm inside of Mamba2 too")
             config["num_heads"] = options["expand"] * options["d_model"] // options["headdim"]
             if config.pop("time_step_limit") != (0.0, math.inf):  # the default, and JSON has no infinity
                 config["time_step_limit"] = list(options["dt_limit"])
@@ -247,8 +248,8 @@ class Architecture:
     def from_mamba_ssm(cls, config: Mapping[str, Any]) -> Architecture:
         """Reads a configuration of `MambaLMHeadModel` of mamba-ssm.
 
-        What is left out has the default of mamba-ssm. As there, the number of tokens is rounded up to a multiple of
-        `pad_vocab_size_multiple`.
+        Missing fields have the defaults of mamba-ssm. As in mamba-ssm, the number of tokens is rounded up to a multiple
+        of `pad_vocab_size_multiple`.
 
         Arguments:
             config: The dictionary in `config.json`.
@@ -257,10 +258,10 @@ class Architecture:
             The architecture.
 
         Raises:
-            TypeError: If `config` is no dictionary, if a size is not an integer, or if `ssm_cfg` has an option that the
-                layer has not.
-            ValueError: If a field is unknown, or an option is none that ssmkit can represent: attention, feed-forward
-                parts, LayerNorm, Mamba3.
+            TypeError: If `config` is no dictionary, if a size is not an integer, or if `ssm_cfg` has an option that is
+                not one of the layer.
+            ValueError: If a field is unknown, or ssmkit cannot represent an option (attention, feed-forward parts,
+                LayerNorm, Mamba3).
 
         Example:
             >>> config = {"d_model": 8, "n_layer": 2, "vocab_size": 50277, "ssm_cfg": {"layer": "Mamba1"}}
@@ -273,10 +274,10 @@ class Architecture:
         config = {**_FIELDS, **config}
         given = dict(config["ssm_cfg"] or {})
         layer = _SSM_LAYERS[_checks.known("Architecture", "layer", given.pop("layer", "Mamba1"), _SSM_LAYERS)]
-        _require("d_intermediate", config["d_intermediate"], [0], "blocks have no feed-forward part")
-        _require("attn_layer_idx", list(config["attn_layer_idx"] or []), [[]], "no block is attention")
-        _require("rms_norm", config["rms_norm"], [True], "norms are RMSNorm")
-        _require("process_group", given.pop("process_group", None), [None], "there is one process")
+        _require("d_intermediate", config["d_intermediate"], [0], "feed-forward parts are not supported")
+        _require("attn_layer_idx", list(config["attn_layer_idx"] or []), [[]], "attention is not supported")
+        _require("rms_norm", config["rms_norm"], [True], "LayerNorm is not supported")
+        _require("process_group", given.pop("process_group", None), [None], "several processes are not supported")
         inner = given.pop("d_ssm", None) if layer is Mamba2 else None
         options = {name: _option(name, value) for name, value in given.items() if name not in _NO_EFFECT}
         multiple = _checks.integer("Architecture", "pad_vocab_size_multiple", config["pad_vocab_size_multiple"])
@@ -289,7 +290,7 @@ class Architecture:
             tied=config["tie_embeddings"],
         )
         width = made.options["expand"] * made.options["d_model"]
-        _require("d_ssm", inner, [None, width], "all inner features")
+        _require("d_ssm", inner, [None, width], "expand * d_model")
         return made
 
     def to_mamba_ssm(self) -> dict[str, Any]:
@@ -299,14 +300,14 @@ class Architecture:
             The dictionary for `config.json`, or for its `MambaConfig`.
 
         Raises:
-            ValueError: If `eps` is not 1e-5, as mamba-ssm has no other.
+            ValueError: If `eps` is not 1e-5, the only one in mamba-ssm.
 
         Example:
             >>> architecture = Architecture(ssmkit.Mamba, {"d_model": 8}, n_layers=2, vocab_size=256)
             >>> architecture.to_mamba_ssm()["ssm_cfg"]["layer"]
             'Mamba1'
         """
-        _require("eps", self.eps, [_EPS], "mamba-ssm has no other")
+        _require("eps", self.eps, [_EPS], "the only one in mamba-ssm")
         given = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items() if name != "d_model"}
         if self.layer is Mamba:
             given["dt_rank"] = "auto" if given["dt_rank"] is None else given["dt_rank"]

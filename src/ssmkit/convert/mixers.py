@@ -1,4 +1,4 @@
-"""The weights of one Mamba or Mamba-2 block, which transformers and mamba-ssm call a mixer and name alike."""
+"""The weights of one Mamba or Mamba-2 block, which has the same names in transformers and mamba-ssm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .renaming import Table, read, write
 
 __all__ = ["from_mixer", "mixer_table", "to_mixer"]
 
-# The modules and parameters of a mixer, and those of ssmkit that each joins, in the order of its rows. The norm of
-# Mamba2 stands at one of two places.
+# The modules and parameters of a mixer, and those of ssmkit that each joins, in the order of the rows. The norm of
+# Mamba2 is at one of two places.
 _MAMBA = {
     "in_proj": ("layers.mixer.layers.x.layers.in_proj.module", "layers.mixer.layers.z.layers.in_proj.module"),
     "conv1d": ("layers.mixer.layers.x.layers.conv",),
@@ -38,14 +38,14 @@ _MAMBA2 = {
 
 
 def mixer_table(layer: type[Mamba | Mamba2], shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    """The names of a mixer's weights.
+    """The table of names for the weights of a mixer.
 
     Arguments:
         layer: The class of the block in ssmkit.
-        shapes: The shapes of its weights.
+        shapes: The shapes of its weights, by name.
 
     Returns:
-        The table of those weights that it has.
+        The table, without the weights that the block does not have.
     """
     table: Table = {}
     for theirs, ours in (_MAMBA if layer is Mamba else _MAMBA2).items():
@@ -62,24 +62,25 @@ def _table(where: str, layer: Mamba | Mamba2) -> Table:
 
 
 def from_mixer(state_dict: Mapping[str, Tensor], layer: Mamba | Mamba2) -> dict[str, Tensor]:
-    """Renames the weights of one block: of a `MambaMixer` or `Mamba2Mixer` of transformers, or a `Mamba` or `Mamba2` of
-    mamba-ssm.
+    """Converts the weights of one block from transformers or mamba-ssm.
+
+    The block is a `MambaMixer` or `Mamba2Mixer` of transformers, or a `Mamba` or `Mamba2` of mamba-ssm.
 
     Arguments:
-        state_dict: The weights, `in_proj.weight` and so on.
-        layer: The block of ssmkit that they are for. It says their shapes and is not changed.
+        state_dict: The weights, with keys such as `in_proj.weight`.
+        layer: The block of ssmkit for these weights. Only its shapes are read.
 
     Returns:
-        The weights for `layer.load_state_dict`: the same tensors, or parts of them, without a copy.
+        The weights for `layer.load_state_dict`, as views of the given tensors.
 
     Raises:
-        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is of another kind.
-        ValueError: If a key is missing or unknown, or a shape is another; the message names it.
+        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is not one of these blocks.
+        ValueError: If keys are missing or unknown, or shapes are wrong; the message names them.
 
     Example:
         >>> layer, other = ssmkit.Mamba2(8, headdim=4), ssmkit.Mamba2(8, headdim=4)
         >>> weights = to_mixer(layer.state_dict(), layer)
-        >>> weights["in_proj.weight"].shape  # the rows of z, x, B, C and dt
+        >>> weights["in_proj.weight"].shape  # rows of z, x, B, C and dt
         torch.Size([292, 8])
         >>> other.load_state_dict(from_mixer(weights, other))
         <All keys matched successfully>
@@ -91,18 +92,18 @@ def from_mixer(state_dict: Mapping[str, Tensor], layer: Mamba | Mamba2) -> dict[
 
 
 def to_mixer(state_dict: Mapping[str, Tensor], layer: Mamba | Mamba2) -> dict[str, Tensor]:
-    """Renames the weights of one block of ssmkit to those of a mixer: :func:`from_mixer` back.
+    """Converts the weights of one block to transformers or mamba-ssm, the inverse of :func:`from_mixer`.
 
     Arguments:
-        state_dict: The weights of a block.
-        layer: The block. It says their shapes and is not changed.
+        state_dict: The weights of a block of ssmkit.
+        layer: The block. Only its shapes are read.
 
     Returns:
         The weights for `load_state_dict` of a mixer.
 
     Raises:
-        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is of another kind.
-        ValueError: If a key is missing or unknown, or a shape is another; the message names it.
+        TypeError: If `state_dict` is no dictionary of tensors, or `layer` is not one of these blocks.
+        ValueError: If keys are missing or unknown, or shapes are wrong; the message names them.
 
     Example:
         >>> layer = ssmkit.Mamba(8)

@@ -1,4 +1,4 @@
-"""The weights of whole language models under the names of transformers and of mamba-ssm."""
+"""The weights of whole language models of transformers and mamba-ssm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .renaming import Table, check_tensors, read, write
 
 __all__ = ["from_mamba_ssm", "from_transformers", "to_mamba_ssm", "to_transformers"]
 
-# The one name in which the two libraries differ. transformers reads the other one too.
+# The only name in which the two libraries differ; transformers also reads that of mamba-ssm.
 _TRANSFORMERS, _MAMBA_SSM = "backbone.embeddings.weight", "backbone.embedding.weight"
 _HEAD = "lm_head.weight"
 _OURS, _OUR_HEAD = "layers.embedding.module.weight", "layers.head.module.weight"
@@ -35,12 +35,12 @@ def _table(architecture: Architecture, embedding: str) -> Table:
 
 
 def _tie(where: str, state_dict: Mapping[str, Tensor], embedding: str, head: str) -> dict[str, Tensor]:
-    """Weights whose head is the embedding. Files often hold only one of the two."""
+    """Adds the head or the embedding of a tied model if only one of the two is given, as in most files."""
     weights = dict(state_dict)
     found = [weights[name] for name in (embedding, head) if name in weights]
     if len(found) == 2 and not torch.equal(*found):
         raise ValueError(
-            f"{where}: {head} must be equal to {embedding}, as the configuration ties them, got tensors that differ; "
+            f"{where}: {head} and {embedding} must be equal, as the configuration ties them, got different tensors; "
             "correct the configuration."
         )
     for one, other in ((embedding, head), (head, embedding)):
@@ -69,19 +69,19 @@ def _to(where: str, state_dict: Mapping[str, Tensor], architecture: Architecture
 
 
 def from_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | Architecture) -> dict[str, Tensor]:
-    """Renames the weights of `MambaForCausalLM` or `Mamba2ForCausalLM` of transformers to those of ssmkit.
+    """Converts the weights of `MambaForCausalLM` or `Mamba2ForCausalLM` from transformers.
 
     Arguments:
-        state_dict: The weights, `backbone.embeddings.weight` and so on. A tied `lm_head.weight` may be left out.
-        config: The dictionary in `config.json`, or what :meth:`Architecture.from_transformers` made of it.
+        state_dict: The weights, with keys such as `backbone.embeddings.weight`. A tied `lm_head.weight` may be missing.
+        config: The dictionary in `config.json`, or the :class:`Architecture` from it.
 
     Returns:
-        The weights of the network that is shown at :mod:`ssmkit.convert`, for `load_state_dict`: the same tensors, or
-        parts of them, without a copy.
+        The weights of the network shown in :mod:`ssmkit.convert`, for its `load_state_dict`, as views of the given
+        tensors.
 
     Raises:
         TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_transformers`.
-        ValueError: If a key is missing or unknown, or a shape is another, which the message names; if a tied head
+        ValueError: If keys are missing or unknown, or shapes are wrong, which the message names; if a tied head
             differs from the embedding; or as :meth:`Architecture.from_transformers`.
 
     Example:
@@ -109,16 +109,17 @@ def from_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
 
 
 def to_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | Architecture) -> dict[str, Tensor]:
-    """Renames the weights of ssmkit to those of `MambaForCausalLM` or `Mamba2ForCausalLM`.
+    """Converts weights to `MambaForCausalLM` or `Mamba2ForCausalLM` of transformers.
 
-    It undoes :func:`from_transformers`.
+    The inverse of :func:`from_transformers`.
 
     Arguments:
-        state_dict: The weights of the network that is shown at :mod:`ssmkit.convert`.
-        config: The dictionary for `config.json`, or the architecture that it is made of.
+        state_dict: The weights of the network shown in :mod:`ssmkit.convert`.
+        config: The dictionary for `config.json`, or the :class:`Architecture` from which it is made.
 
     Returns:
-        The weights for `load_state_dict` there. A tied head is the embedding's tensor; files leave it out.
+        The weights for `load_state_dict` in transformers. A tied head is the same tensor as the embedding; in files it
+        is left out.
 
     Raises:
         TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_transformers`.
@@ -129,27 +130,27 @@ def to_transformers(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] 
         >>> to_transformers({}, architecture)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: to_transformers: `state_dict` must be ..., but it lacks layers.embedding.module.weight, ...
+        ValueError: to_transformers: `state_dict` must match ... (missing: layers.embedding.module.weight, ...
     """
     architecture = config if isinstance(config, Architecture) else Architecture.from_transformers(config)
-    architecture.to_transformers()  # refuses what transformers has not
+    architecture.to_transformers()  # raises an error if transformers has no such network
     return _to("to_transformers", state_dict, architecture, _TRANSFORMERS)
 
 
 def from_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | Architecture) -> dict[str, Tensor]:
-    """Renames the weights of `MambaLMHeadModel` of mamba-ssm to those of ssmkit.
+    """Converts the weights of `MambaLMHeadModel` from mamba-ssm.
 
     Arguments:
-        state_dict: The weights, `backbone.embedding.weight` and so on. A tied `lm_head.weight` may be left out.
-        config: The dictionary in `config.json`, or what :meth:`Architecture.from_mamba_ssm` made of it.
+        state_dict: The weights, with keys such as `backbone.embedding.weight`. A tied `lm_head.weight` may be missing.
+        config: The dictionary in `config.json`, or the :class:`Architecture` from it.
 
     Returns:
-        The weights of the network that is shown at :mod:`ssmkit.convert`, for `load_state_dict`: the same tensors, or
-        parts of them, without a copy.
+        The weights of the network shown in :mod:`ssmkit.convert`, for its `load_state_dict`, as views of the given
+        tensors.
 
     Raises:
         TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_mamba_ssm`.
-        ValueError: If a key is missing or unknown, or a shape is another, which the message names; if a tied head
+        ValueError: If keys are missing or unknown, or shapes are wrong, which the message names; if a tied head
             differs from the embedding; or as :meth:`Architecture.from_mamba_ssm`.
 
     Example:
@@ -163,16 +164,16 @@ def from_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] |
 
 
 def to_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | Architecture) -> dict[str, Tensor]:
-    """Renames the weights of ssmkit to those of `MambaLMHeadModel` of mamba-ssm.
+    """Converts weights to `MambaLMHeadModel` of mamba-ssm.
 
-    It undoes :func:`from_mamba_ssm`.
+    The inverse of :func:`from_mamba_ssm`.
 
     Arguments:
-        state_dict: The weights of the network that is shown at :mod:`ssmkit.convert`.
-        config: The dictionary for `config.json`, or the architecture that it is made of.
+        state_dict: The weights of the network shown in :mod:`ssmkit.convert`.
+        config: The dictionary for `config.json`, or the :class:`Architecture` from which it is made.
 
     Returns:
-        The weights for `load_state_dict` there. A tied head is the embedding's tensor.
+        The weights for `load_state_dict` in mamba-ssm. A tied head is the same tensor as the embedding.
 
     Raises:
         TypeError: If `state_dict` is no dictionary of tensors, or as :meth:`Architecture.from_mamba_ssm`.
@@ -182,8 +183,8 @@ def to_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | A
         >>> to_mamba_ssm({}, Architecture(ssmkit.Mamba, {"d_model": 8}, n_layers=1, vocab_size=16, eps=1e-6))
         Traceback (most recent call last):
             ...
-        ValueError: Architecture: `eps` must be 1e-05 (mamba-ssm has no other), got 1e-06.
+        ValueError: Architecture: `eps` must be 1e-05 (the only one in mamba-ssm), got 1e-06.
     """
     architecture = config if isinstance(config, Architecture) else Architecture.from_mamba_ssm(config)
-    architecture.to_mamba_ssm()  # refuses what mamba-ssm has not
+    architecture.to_mamba_ssm()  # raises an error if mamba-ssm has no such network
     return _to("to_mamba_ssm", state_dict, architecture, _MAMBA_SSM)

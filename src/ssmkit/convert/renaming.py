@@ -1,4 +1,4 @@
-"""Tables of names: which tensors of ssmkit a tensor of another library joins, and how dictionaries follow them."""
+"""Tables that map names of other libraries to names of ssmkit, and the conversion of state dicts by such tables."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 __all__ = ["Table", "check_tensors", "read", "write"]
 
 Table: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
-"""For every foreign name, the names of ssmkit whose tensors it joins along the first axis, with their shapes."""
+"""For each name of another library: the tensors of ssmkit that it joins along the first axis, as names and shapes."""
 
 
 def check_tensors(where: str, state_dict: Mapping[str, Tensor]) -> None:
-    """Refuses what is no dictionary of tensors.
+    """Raises an error if a value is not a dictionary of tensors.
 
     Arguments:
-        where: The function, for errors.
-        state_dict: What was given.
+        where: The name of the calling function, for the error.
+        state_dict: The value.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
@@ -38,16 +38,16 @@ def read(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str
     """Renames and splits the tensors of another library.
 
     Arguments:
-        where: The function, for errors.
-        state_dict: Tensors by their foreign names.
-        table: The names.
+        where: The name of the calling function, for errors.
+        state_dict: Tensors by names of the other library.
+        table: The table of names.
 
     Returns:
-        The same tensors, or parts of them, by the names of ssmkit.
+        Views of these tensors, by names of ssmkit.
 
     Raises:
-        TypeError: If it is no dictionary of tensors.
-        ValueError: If a key is missing or unknown, or a shape is another.
+        TypeError: If `state_dict` is no dictionary of tensors.
+        ValueError: If a key is missing or unknown, or a shape is wrong.
     """
     _check(where, state_dict, {name: _joined(parts) for name, parts in table.items()})
     made: dict[str, Tensor] = {}
@@ -60,19 +60,19 @@ def read(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str
 
 
 def write(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Joins and renames tensors for another library: :func:`read` back.
+    """Joins and renames tensors for another library, the inverse of :func:`read`.
 
     Arguments:
-        where: The function, for errors.
-        state_dict: Tensors by the names of ssmkit.
-        table: The names.
+        where: The name of the calling function, for errors.
+        state_dict: Tensors by names of ssmkit.
+        table: The table of names.
 
     Returns:
-        The tensors by their foreign names; those that are not joined are the same.
+        Tensors by names of the other library. Those that are not joined are the given ones.
 
     Raises:
-        TypeError: If it is no dictionary of tensors.
-        ValueError: If a key is missing or unknown, or a shape is another.
+        TypeError: If `state_dict` is no dictionary of tensors.
+        ValueError: If a key is missing or unknown, or a shape is wrong.
     """
     _check(where, state_dict, {part: shape for parts in table.values() for part, shape in parts.items()})
     tensors = {name: [state_dict[part] for part in parts] for name, parts in table.items()}
@@ -80,7 +80,7 @@ def write(where: str, state_dict: Mapping[str, Tensor], table: Table) -> dict[st
 
 
 def _joined(parts: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of what joins the parts."""
+    """The shape of the parts joined along the first axis."""
     shapes = list(parts.values())
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
@@ -89,14 +89,16 @@ def _check(where: str, state_dict: Mapping[str, Tensor], shapes: Mapping[str, tu
     check_tensors(where, state_dict)
     missing = [name for name in shapes if name not in state_dict]
     unknown = [name for name in state_dict if name not in shapes]
-    other = [name for name in shapes if name in state_dict and tuple(state_dict[name].shape) != shapes[name]]
+    wrong = [name for name in shapes if name in state_dict and tuple(state_dict[name].shape) != shapes[name]]
     faults = [
-        ("it lacks ", missing),
-        ("it has the unknown ", unknown),
-        ("", [f"{name} has shape {tuple(state_dict[name].shape)} and not {shapes[name]}" for name in other]),
+        ("missing", missing),
+        ("unknown", unknown),
+        ("wrong shape", [f"{name} {tuple(state_dict[name].shape)}, expected {shapes[name]}" for name in wrong]),
     ]
-    if said := "; ".join(what + _listed(names) for what, names in faults if names):
-        raise ValueError(f"{where}: `state_dict` must be that of the configuration or layer, but {said}.")
+    if found := "; ".join(f"{what}: {_listed(names)}" for what, names in faults if names):
+        raise ValueError(
+            f"{where}: `state_dict` must match the configuration or layer, got keys that do not ({found})."
+        )
 
 
 def _listed(names: list[str], most: int = 8) -> str:
