@@ -82,6 +82,7 @@ import numpy as np
 import torch
 import ssmkit
 from torch import nn
+from ssmkit.convert import *
 from ssmkit.hippo import *
 from ssmkit.initializers import *
 from ssmkit.ops import *
@@ -115,7 +116,7 @@ _NAMES = {
     "nn.Module": "torch.nn.Module",
     "npt.ArrayLike": "numpy.typing.ArrayLike",
 }
-for _module in (ssmkit, ssmkit.hippo, ssmkit.initializers, ssmkit.systems):
+for _module in (ssmkit, ssmkit.convert, ssmkit.hippo, ssmkit.initializers, ssmkit.systems):
     for _name in _module.__all__:
         if inspect.isclass(getattr(_module, _name)):
             _NAMES.setdefault(_name, f"{_module.__name__}.{_name}")

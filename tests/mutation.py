@@ -80,6 +80,7 @@ TESTS = {
     "testing/modes.py": ["tests/test_testing.py"],
     "testing/": ["tests/test_testing.py", "tests/test_batch_laws.py"],
     "sequences/": ["tests/test_sequences.py"],
+    "convert/": ["tests/test_convert.py"],
     "streaming/": ENGINE,
 }
 

@@ -34,6 +34,7 @@ ORDER = [
     "optim",
     "stepping",
     "testing",
+    "convert",
     "streaming",
     "",
 ]
@@ -42,6 +43,7 @@ MODULES = [importlib.import_module(f"ssmkit.{name}".rstrip(".")) for name in NAM
 FOLDERS = sorted(name for name, module in zip(NAMES, MODULES, strict=True) if hasattr(module, "__path__"))
 PUBLIC = [
     ssmkit,
+    ssmkit.convert,
     ssmkit.hippo,
     ssmkit.initializers,
     ssmkit.ops,

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import convert as convert
 from . import hippo as hippo
 from . import initializers as initializers
 from . import ops as ops
@@ -66,6 +67,7 @@ __all__ = [
     "TiedDropout",
     "UpPool",
     "compile_step",
+    "convert",
     "hippo",
     "initializers",
     "ops",

@@ -13,12 +13,8 @@ from torch import Tensor
 
 from .. import _checks
 from ..layers.base import SequenceLayer, System, refuse_forward_only
-<<<<<<< HEAD
-from ..states import State, detach, select
-=======
 from ..sequences.arguments import flags
-from ..states import State
->>>>>>> sequences
+from ..states import State, detach, select
 from . import kernels
 from .lowering import lower
 from .packing import Memory

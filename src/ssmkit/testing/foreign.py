@@ -67,13 +67,13 @@ class Foreign(SequenceLayer):
         """Maps a whole sequence by the given function."""
         return self._functions[0](u)
 
-    def system(self, rate: float = 1.0) -> System:
+    def system(self, rate: float | Tensor = 1.0) -> System:
         """Nothing to discretise: `()`.
 
         Raises:
             ValueError: If `rate` is not 1, since the module has no known time unit.
         """
-        if _checks.positive("Foreign", "rate", rate) != 1.0:
+        if isinstance(rate, Tensor) or _checks.positive("Foreign", "rate", rate) != 1.0:
             raise ValueError(f"Foreign: `rate` must be 1, since the module has no known time unit, got {rate!r}.")
         return ()
 
