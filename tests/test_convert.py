@@ -115,6 +115,14 @@ def test_names_of_a_mixer():
     assert set(to_mixer(plain.state_dict(), plain)) == common | {"dt_bias"}
 
 
+def test_what_is_not_joined_is_not_copied():
+    layer = Mamba2(4, headdim=4)
+    mine = layer.state_dict()
+    weights = to_mixer(mine, layer)
+    shared = {value.data_ptr() for value in mine.values()}
+    assert {name for name, value in weights.items() if value.data_ptr() not in shared} == {"in_proj.weight"}
+
+
 def test_reading_a_mixer_copies_nothing():
     layer = Mamba2(4, headdim=4)
     weights = to_mixer(layer.state_dict(), layer)
@@ -125,6 +133,7 @@ def test_reading_a_mixer_copies_nothing():
 # --- whole models -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", public.MODELS)
 @torch.no_grad()
 def test_a_model_with_weights_of_transformers_is_the_loop_over_their_names(name):
@@ -244,6 +253,14 @@ def test_keys_and_shapes_that_do_not_fit_are_named(name):
         assert sorted(first) == ["backbone.layers.1.mixer.D", "backbone.layers.2.norm.weight"]
 
 
+@pytest.mark.parametrize(("count", "end"), [(8, r"x7\)"), (9, r"x7 and 1 more\)"), (20, r"x7 and 12 more\)")])
+def test_eight_keys_are_named(count, end):
+    layer = Mamba(4)
+    weights = to_mixer(layer.state_dict(), layer)
+    with pytest.raises(ValueError, match=rf"unknown: (x\d, ){{7}}{end}\.$"):
+        from_mixer({**weights, **{f"x{i}": torch.zeros(1) for i in range(count)}}, layer)
+
+
 def test_long_lists_of_keys_are_cut():
     config = public.MODELS["mamba"]
     count = len(public.weights(config))
@@ -342,6 +359,15 @@ def test_every_option_of_a_layer_comes_back():
         architecture = Architecture(layer, {**options, **more}, n_layers=2, vocab_size=7, tied=False)
         assert len(architecture.options) == len(options) + len(more)
         assert Architecture.from_mamba_ssm(json.loads(json.dumps(architecture.to_mamba_ssm()))) == architecture
+
+
+def test_a_configuration_for_mamba_ssm_has_all_its_fields():
+    written = Architecture.from_mamba_ssm(MAMBA2_130M).to_mamba_ssm()
+    options = {**Architecture(Mamba2, {"d_model": 768}, 1, 1).options, "A_init_range": [1.0, 16.0]}
+    options = {name: value for name, value in options.items() if name not in ("d_model", "dt_limit")}
+    assert written.pop("ssm_cfg") == {"layer": "Mamba2", **options}
+    changed = {"vocab_size": 50288, "pad_vocab_size_multiple": 1}
+    assert written == {name: value for name, value in {**MAMBA2_130M, **changed}.items() if name != "ssm_cfg"}
 
 
 def test_json_has_no_infinity():

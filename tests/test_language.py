@@ -79,6 +79,7 @@ def test_the_last_map_of_a_layer_starts_smaller_the_more_layers_there_are():
     assert float(second / first) == pytest.approx(3, rel=0.2)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", public.MODELS)
 @torch.no_grad()
 def test_a_folder_of_transformers_is_the_loop_over_its_weights(folders, name):
@@ -90,6 +91,7 @@ def test_a_folder_of_transformers_is_the_loop_over_its_weights(folders, name):
     assert model.stop == [0]
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("engine", ["program", "step"])
 @pytest.mark.parametrize("name", public.MODELS)
 def test_greedy_generation_is_that_of_transformers(folders, name, engine):
@@ -262,6 +264,7 @@ def test_a_seed_decides_whatever_the_blocks(small, engine):
     assert all(len(row) == 40 for row in first)
 
 
+@pytest.mark.numerical
 def test_both_engines_draw_the_same(small):
     found = [
         written(make_engine(small, name), generation.read_prompts(small, [[1, 2]], 3), 60, Sampling(0.9, 10, 0.9))

@@ -103,7 +103,8 @@ def _defaults(layer: type[Mamba | Mamba2]) -> dict[str, Any]:
     # Not from `inspect.signature`: sphinx replaces the defaults there by text.
     init = vars(layer)["__init__"]
     names = init.__code__.co_varnames[: init.__code__.co_argcount]
-    found = {**dict(zip(names[-len(init.__defaults__) :], init.__defaults__, strict=True)), **init.__kwdefaults__}
+    positional = zip(reversed(names), reversed(init.__defaults__), strict=False)
+    found = {**dict(positional), **init.__kwdefaults__}
     return {name: value for name, value in found.items() if name not in ("device", "dtype")}
 
 
