@@ -93,11 +93,11 @@ def at_least(where: str, name: str, value: float, least: float) -> float:
 
 
 def rate(where: str, value: Any) -> None:
-    """A positive number, or a floating tensor of rates, the values of which are the caller's."""
+    """A positive number, or a floating tensor of rates, whose values are not checked."""
     if not isinstance(value, Tensor):
         positive(where, "rate", value)
     elif not value.is_floating_point():
-        raise TypeError(f"{where}: `rate` must be a number or a real floating tensor of intervals, got {value.dtype}.")
+        raise TypeError(f"{where}: `rate` must be a number or a real floating tensor, got {value.dtype}.")
 
 
 def probability(where: str, name: str, value: float) -> float:

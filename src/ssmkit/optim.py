@@ -13,7 +13,7 @@ __all__ = ["param_groups"]
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _PLAIN = (*_NORMS, LearnedStart)
-"""Modules whose own parameters do not decay: for some zero is no better than any other value."""
+"""Modules whose own parameters have no weight decay."""
 
 
 def param_groups(

@@ -228,14 +228,14 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
 
 
 def to_dict(state: State, prefix: str = "state") -> dict[str, Tensor]:
-    """Lays a state out as named tensors, which any file format for tensors takes.
+    """Gives the tensors of a state with names, for any file format for tensors.
 
     Arguments:
         state: A state.
-        prefix: What the names begin with. Parts of a tuple add their number, as in ``state.1.0``.
+        prefix: The beginning of all names. Items of a tuple add their number, as in ``state.1.0``.
 
     Returns:
-        Copies of the tensors, without history and contiguous; a phase that is an integer is a tensor without axes.
+        Copies of the tensors, contiguous and without history. An integer phase becomes a tensor with no axes.
 
     Example:
         >>> model = ssmkit.Sequential(torch.nn.Linear(2, 4), ssmkit.MultiRate(4, ssmkit.S4D(8)))
@@ -251,19 +251,19 @@ def to_dict(state: State, prefix: str = "state") -> dict[str, Tensor]:
 
 
 def from_dict(tensors: Mapping[str, Tensor], like: State, prefix: str = "state") -> State:
-    """Makes a state of the named tensors that :func:`to_dict` made.
+    """Makes a state from the named tensors of :func:`to_dict`.
 
     Arguments:
-        tensors: The tensors, as they were or as they have been read. Others, with names that do not begin with
-            `prefix`, may stand beside them.
-        like: A state of the same layer, such as its `initial_state()`, for the tree; numbers and shapes are not read.
-        prefix: What the names begin with.
+        tensors: The tensors, for example read from a file. Tensors with other names than `prefix` are ignored.
+        like: A state of the same layer, such as its `initial_state()`, which gives the tree; its values and shapes are
+            not used.
+        prefix: The beginning of the names.
 
     Returns:
-        The state, made of the tensors themselves.
+        The state, which consists of these tensors.
 
     Raises:
-        ValueError: If names are missing or are too many for the tree of `like`, or a phase stands where numbers should.
+        ValueError: If a tensor is missing, or is not in the tree of `like`, or has the wrong kind of dtype.
 
     Example:
         >>> layer = ssmkit.MultiRate(2, ssmkit.S4D(4))
@@ -286,7 +286,7 @@ def from_dict(tensors: Mapping[str, Tensor], like: State, prefix: str = "state")
 
 
 def _named(state: State, name: str) -> Iterator[tuple[str, Tensor | int]]:
-    """The leaves of a state, by their places in the tree."""
+    """The leaves of a state, with their names."""
     if isinstance(state, tuple):
         for number, child in enumerate(state):
             yield from _named(child, f"{name}.{number}")
@@ -298,5 +298,5 @@ def _filled(like: State, name: str, tensors: Mapping[str, Tensor]) -> State:
     if isinstance(like, tuple):
         return tuple(_filled(child, f"{name}.{number}", tensors) for number, child in enumerate(like))
     x = tensors[name]
-    # Phases on which all rows agree are integers.
+    # A phase that is the same for all rows is an integer.
     return x if x.is_floating_point() or x.ndim else int(x)

@@ -78,8 +78,8 @@ def _prepare(system: System) -> None:
     if isinstance(system, systems.System):
         if system.time_stamps is not None:
             raise ValueError(
-                "compile_step: the rate of `system` must be a number, got a tensor of rates, which holds for one call, "
-                "where a compiled step has one system for all; run samples at irregular times by `step`."
+                "compile_step: the rate of `system` must be a number, got a tensor, which is valid for one call, and a "
+                "compiled step runs many samples; use `step` for samples at irregular times."
             )
         system.prepare()
 

@@ -90,9 +90,9 @@ class SequenceLayer(nn.Module, ABC):
 
         Arguments:
             rate: The factor of the step size: a model trained at 16 kHz runs on 8 kHz audio at rate 2. For samples at
-                irregular times a tensor, which holds for one call: for every sample the length of the interval that
-                ends at it, in steps, with shape :math:`(*, L)`, and :math:`(*)` for :meth:`step`. Not all layers take
-                one.
+                irregular times a tensor: for each sample the length of the interval that ends at it, in steps, with
+                shape :math:`(*, L)`, and :math:`(*)` for :meth:`step`. Some layers refuse it, and the system is then
+                valid for one call.
 
         Returns:
             The system, an argument of the other methods; `()` for a layer that has nothing to discretise.
@@ -102,7 +102,7 @@ class SequenceLayer(nn.Module, ABC):
     def initial_state(
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """Makes the state in which streams begin: at rest, unless the layer has another start.
+        """Makes the initial state: at rest, unless the layer learns another one.
 
         Arguments:
             batch_shape: The batch axes of the inputs to come; none for a single stream without a batch axis.

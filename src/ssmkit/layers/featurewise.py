@@ -142,8 +142,8 @@ class FeaturewiseLayer(StateSpaceLayer):
             system = self.given(system)
             if system.time_stamps is not None:
                 raise ValueError(
-                    f"{type(self).__name__}: `kernel` needs a system of one rate, got one of a tensor of rates, with "
-                    "which the response depends on when the impulse comes; use `forward`."
+                    f"{type(self).__name__}: `kernel` needs a system of one rate, got one with a tensor of rates, with "
+                    "which the response depends on the time of the impulse; use `forward`."
                 )
             k: Tensor = system.kernel(L)
         return k

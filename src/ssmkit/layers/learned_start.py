@@ -1,4 +1,4 @@
-r"""A start that is learnt: the state in which streams begin, as parameters."""
+r"""A learnt initial state."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _Change: TypeAlias = Callable[[str, Tensor], Tensor]
 
 @final
 class LearnedStart(SequenceLayer):
-    r"""Starts a layer from a state that is learnt, and not from rest.
+    r"""A layer with a learnt initial state.
 
     .. math:: x_{-1} = x_{rest} + \theta
 
-    for every tensor of the layer's initial state that says something of the past. Here :meth:`initial_state` gives
-    the learnt start, and :meth:`forward` begins in it; in all other respects it is the layer inside, whose systems and
-    states it takes and gives. At first :math:`\theta` is zero, and the start is at rest.
+    for each tensor of the layer's initial state, where :math:`\theta` is a parameter and zero at first.
+    :meth:`initial_state` returns the learnt state, and :meth:`forward` starts from it. All else is that of the layer
+    inside; systems and states are those of the layer inside, too.
 
-    Not learnt are what begins empty (the frame that a :class:`MultiRate` fills, and its phase) and what is drawn (the
-    mask of a :class:`TiedDropout`).
+    There is no parameter for what does not depend on past input: the mask of a :class:`TiedDropout`, and the phase of a
+    :class:`MultiRate` and the frame that it fills, which has no sample yet.
 
     Arguments:
         layer: A causal sequence layer, or a network of such.
 
     Shapes:
         - as the layer inside.
-        - parameters: for each tensor of the state of one stream one of its shape. They are named by their place in the
-          tree of the state, `start_1_0`, and `start` if the state is a tensor. :func:`ssmkit.param_groups` gives them
-          no weight decay.
+        - parameters: one for each tensor of the state, with the shape of a single stream. Their names are positions in
+          the tree of the state, such as `start_1_0`, or `start` if the state is one tensor. :func:`ssmkit.param_groups`
+          gives them no weight decay.
 
     Raises:
         TypeError: If `layer` is not a sequence layer.
@@ -70,7 +70,7 @@ class LearnedStart(SequenceLayer):
         self.d_input, self.d_output = layer.d_input, layer.d_output
 
         def add(name: str, rest: Tensor) -> Tensor:
-            # A tensor without numbers, such as the state of a filter with one tap, has nothing to learn.
+            # The state of a filter with one tap, for example, is an empty tensor.
             if rest.numel():
                 self.register_parameter(name, nn.Parameter(torch.zeros_like(rest)))
             return rest
@@ -78,7 +78,7 @@ class LearnedStart(SequenceLayer):
         _change(layer, layer.initial_state(), "start", add)
 
     def reset_parameters(self) -> None:
-        """Puts the start to rest."""
+        """Sets the initial state to rest."""
         with torch.no_grad():
             for parameter in self._parameters.values():
                 cast(Tensor, parameter).zero_()
@@ -90,7 +90,7 @@ class LearnedStart(SequenceLayer):
     def initial_state(
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """Makes the learnt start for every stream of a batch, with gradients to the parameters.
+        """Makes the learnt initial state for a batch, with gradients to the parameters.
 
         Arguments:
             batch_shape: The batch axes of what is going to be run.
@@ -98,7 +98,7 @@ class LearnedStart(SequenceLayer):
             dtype: By default that of the weights, and at least float32.
 
         Returns:
-            A state of the layer inside. It is a copy: it stays as it is when the parameters change.
+            A state of the layer inside. It is a copy, which does not change with the parameters.
         """
 
         def move(name: str, rest: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class LearnedStart(SequenceLayer):
         return _change(self.layer, self.layer.initial_state(*batch_shape, device=device, dtype=dtype), "start", move)
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
-        """Maps a whole sequence from the learnt start, by a scan.
+        """Maps a whole sequence from the learnt initial state, by a scan.
 
         Arguments:
             u: The input, with shape :math:`(*, L, d_{input})`, or :math:`(*, L)` of class indices.
@@ -133,13 +133,13 @@ class LearnedStart(SequenceLayer):
 
 
 def _change(layer: SequenceLayer, state: State, name: str, change: _Change) -> State:
-    """Changes the tensors of a start that can be learnt, each of which is named by its place in the tree."""
+    """Applies a function to the tensors of an initial state that can be learnt, with their names."""
     if isinstance(layer, LearnedStart):
         return _change(layer.layer, state, name, change)
     if isinstance(layer, TiedDropout):
         return state
     if isinstance(layer, MultiRate):
-        # No sample of the first frame has been read: what stands there is never heard.
+        # The frame being filled has no sample yet: its values affect no output.
         filling, emitting, phase, inner = cast(tuple[State, Tensor, State, State], state)
         return filling, change(f"{name}_1", emitting), phase, _change(layer.layer, inner, f"{name}_3", change)
     if isinstance(layer, Container):

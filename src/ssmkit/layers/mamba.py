@@ -62,8 +62,8 @@ class S6(StateSpaceLayer):
           :math:`(E, N)` with :math:`A = -e^{A_{log}}`, `D` :math:`(E)`.
 
     Units:
-        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, or a tensor of such factors, one for
-        each sample.
+        :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, or a tensor with one factor per
+        sample.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -131,12 +131,13 @@ class S6(StateSpaceLayer):
                 self.C.copy_(torch.randn(self.C.shape) / self.d_state**0.5)
 
     def timed(self, rate: Tensor) -> Selective:
-        r"""Makes the system of samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
+        r"""Makes the system for samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
 
-        Nothing is exact here, as :math:`B` enters by Euler's rule.
+        The result is not exact, as :math:`B` enters by Euler's rule.
 
         Arguments:
-            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+            rate: For each sample the interval that ends at it, in steps, with shape :math:`(*, L)`, or :math:`(*)` for
+                a step.
 
         Returns:
             The system.

@@ -92,7 +92,7 @@ class SSD(StateSpaceLayer):
 
     Units:
         :math:`\Delta` is in the time unit of :math:`A`; `rate` is a factor of it, after the limits, or a
-        tensor of such factors, one for each sample.
+        tensor with one factor per sample.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -151,12 +151,13 @@ class SSD(StateSpaceLayer):
             self.D.fill_(1.0)
 
     def timed(self, rate: Tensor) -> Heads:
-        r"""Makes the system of samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
+        r"""Makes the system for samples at irregular times: :math:`\Delta_k` is multiplied by :math:`rate_k`.
 
-        Nothing is exact here, as :math:`B` enters by Euler's rule.
+        The result is not exact, as :math:`B` enters by Euler's rule.
 
         Arguments:
-            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+            rate: For each sample the interval that ends at it, in steps, with shape :math:`(*, L)`, or :math:`(*)` for
+                a step.
 
         Returns:
             The system.

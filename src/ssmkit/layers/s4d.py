@@ -58,7 +58,7 @@ class S4D(FeaturewiseLayer):
         - state: :math:`(*, H, N)`, real.
 
     Units:
-        As in :class:`ssmkit.S4`. `rate` may be a tensor of intervals, for samples at irregular times.
+        As in :class:`ssmkit.S4`. For samples at irregular times, `rate` is a tensor.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -122,10 +122,11 @@ class S4D(FeaturewiseLayer):
         return Diagonal(self._poles, pair(self.B), pair(self.C)).discretize(dt, self.discretization, dtype, D)
 
     def timed(self, rate: Tensor) -> TimedDiagonal:
-        """Makes the system of samples at irregular times, with gradients to the weights and to the rates.
+        """Makes the system for samples at irregular times, with gradients to the weights and to the rates.
 
         Arguments:
-            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+            rate: For each sample the interval that ends at it, in steps, with shape :math:`(*, L)`, or :math:`(*)` for
+                a step.
 
         Returns:
             The system.

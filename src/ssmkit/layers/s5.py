@@ -63,7 +63,7 @@ class S5(StateSpaceLayer):
 
     Units:
         :math:`\Delta` is in the time unit of :math:`\Lambda`, in 1 / unit: a step is :math:`\Delta \cdot rate` long.
-        `rate` may be a tensor of intervals, for samples at irregular times.
+        For samples at irregular times, `rate` is a tensor.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -155,10 +155,11 @@ class S5(StateSpaceLayer):
         return BothWays(past, SharedDiagonal(a, B, C[1], torch.zeros_like(self.D))) if self.bidirectional else past
 
     def timed(self, rate: Tensor) -> TimedShared:
-        """Makes the system of samples at irregular times, with gradients to the weights and to the rates.
+        """Makes the system for samples at irregular times, with gradients to the weights and to the rates.
 
         Arguments:
-            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+            rate: For each sample the interval that ends at it, in steps, with shape :math:`(*, L)`, or :math:`(*)` for
+                a step.
 
         Returns:
             The system.

@@ -91,13 +91,14 @@ class StateSpaceLayer(SequenceLayer):
         """
 
     def timed(self, rate: Tensor) -> ForwardSystem:
-        """Makes the system of samples at irregular times, with gradients to the parameters and to the rates.
+        """Makes the system for samples at irregular times, with gradients to the parameters and to the rates.
 
-        Called by :meth:`system` where `rate` is a tensor, without autocast. A layer that takes time stamps overrides
-        it, and returns a system whose `rate` is that tensor.
+        :meth:`system` calls it with a tensor, without autocast. A layer that takes time stamps overrides it and returns
+        a system whose attribute `rate` is that tensor.
 
         Arguments:
-            rate: The interval that ends at each sample, in steps, with shape :math:`(*, L)`, or :math:`(*)` for a step.
+            rate: For each sample the interval that ends at it, in steps, with shape :math:`(*, L)`, or :math:`(*)` for
+                a step.
 
         Returns:
             The system.
@@ -116,9 +117,9 @@ class StateSpaceLayer(SequenceLayer):
 
         Arguments:
             rate: The factor of the step size: a layer trained at 16 kHz runs on 8 kHz audio at rate 2. For samples at
-                irregular times a floating tensor, which holds for one call: for every sample the length of the interval
-                that ends at it, over which the sample is held, in steps; positive, with shape :math:`(*, L)` or its
-                last axes, and :math:`(*)` for :meth:`step`.
+                irregular times a floating tensor: for each sample the length of the interval that ends at it, over
+                which the sample is held, in steps. It is positive (which is not checked) and has shape :math:`(*, L)`
+                or its last axes, and :math:`(*)` for :meth:`step`. The system is then valid for one call.
 
         Returns:
             The discrete system, a value.
@@ -134,8 +135,8 @@ class StateSpaceLayer(SequenceLayer):
                 return self.discretize(rate)
             if not self.causal:
                 raise ValueError(
-                    f"{name}: `rate` must be a number for a layer that is not causal, got a tensor: time stamps tell "
-                    "the interval before a sample, and the way back needs the one after it."
+                    f"{name}: `rate` must be a number for a layer that is not causal, got a tensor: it holds the "
+                    "interval before each sample, and the backward direction needs the one after it."
                 )
             return self.timed(rate)
 
@@ -202,7 +203,7 @@ class StateSpaceLayer(SequenceLayer):
         Raises:
             TypeError: If `u` is not a real floating tensor.
             ValueError: If the last axis of `u` is not `d_input`, or the system is another layer's, or has time stamps
-                of another number of samples.
+                for another number of samples.
         """
         _checks.sequence(type(self).__name__, "u", u, self.d_input)
         if u.numel() == 0:
@@ -227,7 +228,7 @@ class StateSpaceLayer(SequenceLayer):
         Raises:
             TypeError: If `u` is not a real floating tensor.
             ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
-                batch shape, if the system has time stamps of other samples, or if the layer is not causal.
+                batch shape, if the system has time stamps for another number of samples, or if the layer is not causal.
         """
         shape = (*u.shape[:-1], *(self.state_shape or self._shape_for("step")))
         fits = u.is_floating_point() and u.shape[-1:] == (self.d_input,)
@@ -259,7 +260,7 @@ class StateSpaceLayer(SequenceLayer):
         Raises:
             TypeError: If `u` is not a real floating tensor.
             ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
-                batch shape, if the system has time stamps of other samples, or if the layer is not causal.
+                batch shape, if the system has time stamps for another number of samples, or if the layer is not causal.
         """
         name = type(self).__name__
         shape = self._shape_for("scan")

@@ -1,4 +1,4 @@
-"""A recurrence over a sequence in blocks, of which only the first states are kept for the backward pass."""
+"""A recurrence over a sequence in blocks, which keeps only the first state of each block for the backward pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ Block: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 def in_blocks(
     block: Block, samples: int, x: Tensor, constants: Sequence[Tensor], sequences: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Runs a function over the blocks of a sequence, one after another, and joins what it gives.
+    """Calls a function on the blocks of a sequence, one after another, and concatenates its outputs.
 
-    Under torch.compile it runs as it is: traced, every sample of a long sequence would become a part of the graph.
-
-    What the function makes inside lives for one block: the backward pass runs it again. So memory grows with inputs,
-    outputs and one state per block, whatever the function holds. Second derivatives are not to be had.
+    The backward pass calls the function again, so that its intermediate tensors exist for one block only: memory is
+    that of inputs, outputs and one state per block. Second derivatives are not supported. torch.compile does not trace
+    it, since it would unroll the loop over all samples.
 
     References:
         | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)
@@ -31,14 +30,14 @@ def in_blocks(
 
     Arguments:
         block: From a state, the constants and a block of each sequence to an output, with time as its second axis, and
-            the next state, a new tensor. It must give the same when it is run again.
+            the next state, a new tensor. A second call must give the same result.
         samples: The length of a block.
         x: The first state.
         constants: Tensors that are the same for all blocks.
         sequences: Tensors with time as their second axis, of a length of at least 1.
 
     Returns:
-        The outputs, joined, and the last state. Gradients flow to all tensors.
+        The concatenated outputs and the last state. Gradients flow to all tensors.
 
     Example:
         >>> def block(x, gain, u):
@@ -48,7 +47,7 @@ def in_blocks(
         (tensor([[ 3.,  6.,  9., 12., 15.]]), tensor([15.]))
     """
     tensors = (*constants, *sequences)
-    # Under torch.func the blocks are differentiated as they are, and what they make is kept.
+    # torch.func differentiates the blocks directly, and keeps their intermediate tensors.
     again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
     if not (again and any(v.requires_grad for v in (x, *tensors))):
         y, last, _ = _run(block, samples, x, constants, sequences, keep=False)
@@ -65,10 +64,11 @@ def _spans(length: int, samples: int) -> Iterator[slice]:
 def _run(
     block: Block, samples: int, x: Tensor, constants: Sequence[Tensor], sequences: Sequence[Tensor], *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, the last state and, if they are to be kept, the first states of the blocks.
+    """Outputs, the last state and, if `keep`, the first states of the blocks.
 
-    All that outlives a block is allocated before the next one: small pieces between the large tensors of the blocks
-    would keep the allocator from using their memory again, which then grew with the number of blocks.
+    Every tensor that outlives a block is allocated before the second block: small tensors allocated between the large
+    ones of the blocks would prevent the allocator from reusing their memory, which would then grow with the number of
+    blocks.
     """
     L = sequences[0].shape[1]
     starts = x.new_empty(len(range(0, L, samples)) if keep else 0, *x.shape)

@@ -175,8 +175,8 @@ def _state_space(program: Program, layer: StateSpaceLayer, system: System, sourc
     given = layer.given(system)
     if given.time_stamps is not None:
         raise ValueError(
-            "Engine: the rate of `system` must be a number, got a tensor of rates, which holds for one call, where a "
-            "program runs many; run samples at irregular times by `step`."
+            "Engine: the rate of `system` must be a number, got a tensor, which is valid for one call, and a program "
+            "runs many samples; use `step` for samples at irregular times."
         )
     if type(given).write is systems.System.write:
         raise ValueError(

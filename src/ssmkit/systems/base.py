@@ -46,7 +46,7 @@ def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def per_sample(rate: float | Tensor) -> float | Tensor:
-    """A rate as a factor of step sizes with a last axis of their own: a number, or a tensor with one more axis."""
+    """A rate as a factor of step sizes that have one more axis: a number, or a tensor with an axis of size 1 added."""
     return rate.unsqueeze(-1) if isinstance(rate, Tensor) else rate
 
 
@@ -174,7 +174,7 @@ class ForwardSystem(ABC):
 
     @property
     def time_stamps(self) -> Tensor | None:
-        """The rate of every sample, if the system was made of a tensor of rates and so is valid for one call."""
+        """The tensor of rates, one per sample, if the system was made with one and is valid for one call; else None."""
         rate = getattr(self, "rate", None)
         return rate if isinstance(rate, Tensor) else None
 

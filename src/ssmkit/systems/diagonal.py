@@ -95,11 +95,11 @@ _LESS_ONE: dict[Discretization, Callable[[Tensor], Tensor]] = {zoh: torch.expm1,
 
 
 def less_one(rule: Discretization, Lambda: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""A rule for many step sizes: :math:`\bar\Lambda - 1`, and two factors whose product is :math:`\bar B`.
+    r"""Discretises for many step sizes: :math:`\bar\Lambda - 1`, and two factors whose product is :math:`\bar B`.
 
-    A constant input has the same steady state before and after discretisation. So
-    :math:`\bar B = (\bar\Lambda - 1) B / \Lambda` for both named rules, and one number per pole is all that varies with
-    the step size; it is computed without cancellation.
+    Both named rules keep the steady state for a constant input, so that
+    :math:`\bar B = (\bar\Lambda - 1) B / \Lambda`, and only one number per pole depends on the step size. It is
+    computed without cancellation.
 
     Arguments:
         rule: The rule.
@@ -108,12 +108,12 @@ def less_one(rule: Discretization, Lambda: Tensor, B: Tensor, dt: Tensor) -> tup
         dt: Step sizes, with more axes than `Lambda`.
 
     Returns:
-        Poles less one, a factor that varies with `dt` and one that does not.
+        Poles minus 1, the factor that depends on `dt` and the factor that does not.
     """
     if rule not in _LESS_ONE:
         a, b = rule(Lambda, B, dt)
         return a - 1, b, torch.ones_like(B)
-    # An integrator as a very slow pole: to rounding it is the same.
+    # A pole at zero becomes a very slow pole, which is the same to rounding.
     poles = torch.where(Lambda == 0, 1e-150, Lambda)
     less = _LESS_ONE[rule](dt * poles)
     return less, less, B / poles

@@ -1,8 +1,8 @@
-r"""Diagonal systems with time stamps: every sample has an interval of its own, and is discretised with it.
+r"""Diagonal systems for samples at irregular times: each sample is discretised with its own interval.
 
-A system with time stamps is data as much as weights, and valid for one call. It holds the continuous system and the
-rates; the poles :math:`e^{\Delta r_k \Lambda}` are made inside the loop over blocks of samples and never held for a
-whole sequence, so that memory does not grow with the number of states.
+Such a system depends on the data and is valid for one call. It holds the continuous system and the rates. The poles
+:math:`e^{\Delta r_k \Lambda}` are computed inside the loop over blocks of samples and never held for a whole sequence,
+so that memory does not grow with the number of states.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["TimedDiagonal", "TimedShared", "fit_rate"]
 _S = TypeVar("_S", bound=ForwardSystem)
 
 _BLOCK = 1 << 16
-"""Numbers in the states of a block: a dozen such tensors exist at a time."""
+"""Complex numbers in the states of a block; about twelve tensors of this size exist at a time."""
 _SAMPLES = 64
-"""The least samples of a block, for each of which a state is kept."""
+"""The minimum length of a block; one state is kept per block."""
 
 
 def fit_rate(where: str, system: _S, shape: Sequence[int], *, time: bool) -> _S:
-    """The system, with its time stamps in the shape in which its modes take them; others are returned as they are.
+    """Checks the rates of a system against the input, and brings them into the shape that its modes take.
 
     Arguments:
         where: The name of the layer, for the error.
@@ -42,11 +42,11 @@ def fit_rate(where: str, system: _S, shape: Sequence[int], *, time: bool) -> _S:
         time: Whether the last of them is the length.
 
     Returns:
-        The system for the flat batch of `forward` and `scan`, with rates (1, L) if all rows agree and (B, L) otherwise;
-        for `step` with the rates as they are.
+        The same system, with rates (1, L) or (B, L) for the flat batch of `forward` and `scan`, and unchanged rates for
+        `step`. A system of one rate is returned unchanged.
 
     Raises:
-        ValueError: If there is not one rate for each sample.
+        ValueError: If there is not one rate per sample.
     """
     rate, shape = system.time_stamps, tuple(shape)
     if rate is None:
@@ -57,13 +57,13 @@ def fit_rate(where: str, system: _S, shape: Sequence[int], *, time: bool) -> _S:
         fits = False
     if time and not (fits and rate.ndim and rate.shape[-1] == shape[-1]):
         raise ValueError(
-            f"{where}: the rates of `system` must have shape {shape} or its last axes, an interval for each sample of "
-            f"`u`, got {tuple(rate.shape)}; a rate of all samples is a Python number."
+            f"{where}: the rates of `system` must have shape {shape} or its last axes, one for each sample of `u`, got "
+            f"{tuple(rate.shape)}; a rate for all samples is a Python number."
         )
     if not fits:
         raise ValueError(
-            f"{where}: the rates of `system` must have the batch shape {shape} or its last axes, as `step` takes the "
-            f"interval of one sample, got {tuple(rate.shape)}."
+            f"{where}: the rates of `system` must have the batch shape {shape} or its last axes, as `step` takes one "
+            f"sample, got {tuple(rate.shape)}."
         )
     if time:
         agree = all(size == 1 for size in rate.shape[:-1])
@@ -75,12 +75,12 @@ def fit_rate(where: str, system: _S, shape: Sequence[int], *, time: bool) -> _S:
 
 @dataclass(frozen=True, eq=False)
 class TimedDiagonal(System):
-    r"""A diagonal system per feature whose samples have intervals of their own.
+    r"""A diagonal system per feature, for samples at irregular times.
 
     .. math:: s_k = \bar\Lambda(\Delta r_k) \circ s_{k-1} + \bar B(\Delta r_k) u_k, \qquad y_k = 2 \Re (C s_k) + D u_k
 
-    G systems serve H features with C outputs each, and feature h uses system h mod G. States are those of
-    :class:`DiscreteDiagonal`. With zero-order hold it is exact for inputs that are constant over each interval.
+    There are G systems for H features with C outputs each, and feature h uses system h mod G. States are those of
+    :class:`DiscreteDiagonal`. Zero-order hold is exact for inputs that are constant over each interval.
     """
 
     Lambda: Tensor
@@ -90,11 +90,12 @@ class TimedDiagonal(System):
     C: Tensor
     """Output gains, complex128; shape (C, H, N/2)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (C, H)."""
+    """Feedthrough, in the working dtype; shape (C, H)."""
     dt: Tensor
     """Step sizes, float64; shape (G)."""
     rate: Tensor
-    """The interval that ends at each sample, in steps, float64; shape (1, L) or (B, L), and :math:`(*)` for a step."""
+    """For each sample the interval that ends at it, in steps, float64; shape (1, L) or (B, L), and :math:`(*)` for a
+    step."""
     method: Discretization
     """The rule, such as :func:`zoh`."""
 
@@ -135,13 +136,13 @@ class TimedDiagonal(System):
         """Input (B, L, H) and state (B, H, N) to output (B, L, C H) and the next state; L at least 1."""
         (rows, L, _), G = u.shape, len(self.dt)
         Lambda, B, C = self._systems()
-        # Feature h = s G + g, and systems last but one in all of them.
+        # Feature h is s G + g.
         v, rate = u.unflatten(-1, (-1, G)), self.rate.reshape(-1, L)
         state = from_interleaved(x.double()).unflatten(1, (-1, G))
         each = state[0, :, 0].numel()
-        # N samples at least: then the first states of all blocks are no more than two float64 outputs.
+        # With N samples per block or more, the first states of all blocks are at most twice as large as the output.
         T = min(L, max(_SAMPLES, x.shape[-1], _BLOCK // max(1, rows * G * each)))
-        # All at once, some systems at a time, or some rows of one: so that blocks are of the right size.
+        # Blocks hold all systems, or some of them, or some rows of one, so that they have about the same size.
         systems = max(1, min(G, _BLOCK // max(1, rows * T * each)))
         batch = max(1, min(rows, _BLOCK // max(1, T * each)))
         rates = [rate] * -(-rows // batch) if len(rate) == 1 else rate.split(batch)
@@ -180,13 +181,13 @@ class TimedDiagonal(System):
 
 @dataclass(frozen=True, eq=False)
 class TimedShared(System):
-    r"""A diagonal system for all inputs whose samples have intervals of their own.
+    r"""A diagonal system that several inputs and outputs share, for samples at irregular times.
 
     .. math:: s_k = \bar\Lambda(\Delta r_k) \circ s_{k-1} + \bar B(\Delta r_k) u_k, \qquad
         y_k = \Re (C s_k) + D \circ u_k
 
-    States are those of :class:`SharedDiagonal`; as there, of pairs of conjugate poles one is handed in, with
-    :math:`2 C`.
+    States are those of :class:`SharedDiagonal`. As there, pass :math:`2 C` if `Lambda` holds one pole of each conjugate
+    pair.
     """
 
     Lambda: Tensor
@@ -196,11 +197,12 @@ class TimedShared(System):
     C: Tensor
     """The output matrix, complex128; shape (d_output, P)."""
     D: Tensor
-    """Direct gains, in the working dtype; shape (d_input)."""
+    """Feedthrough, in the working dtype; shape (d_input)."""
     dt: Tensor
     """Step sizes, float64; shape (P)."""
     rate: Tensor
-    """The interval that ends at each sample, in steps, float64; shape (1, L) or (B, L), and :math:`(*)` for a step."""
+    """For each sample the interval that ends at it, in steps, float64; shape (1, L) or (B, L), and :math:`(*)` for a
+    step."""
     method: Discretization
     """The rule, such as :func:`zoh`."""
 
