@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def evaluate(
     limit: int | None = None,
     *,
     window: int = WINDOW,
+    report: Callable[[int], object] = lambda done: None,
 ) -> float:
     """The negative log-likelihood of recordings, each from rest, in bits per sample.
 
@@ -54,6 +56,7 @@ def evaluate(
         quantizer: How samples become classes.
         limit: Samples of each recording, by default all.
         window: Samples that are read at a time.
+        report: Called with every number of samples that were read.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -72,11 +75,19 @@ def evaluate(
                 hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
             total += float(total_bits(head, hidden, y))
             count += y.numel()
+            report(y.numel())
     return total / count
 
 
 @torch.no_grad()
-def evaluate_by_step(model: Sequential, recording: Recording, quantizer: Quantizer, samples: int) -> float:
+def evaluate_by_step(
+    model: Sequential,
+    recording: Recording,
+    quantizer: Quantizer,
+    samples: int,
+    *,
+    report: Callable[[int], object] = lambda done: None,
+) -> float:
     """The negative log-likelihood of a recording's first samples, in bits per sample, read one by one."""
     model.eval()
     device = next(model.parameters()).device
@@ -86,4 +97,5 @@ def evaluate_by_step(model: Sequential, recording: Recording, quantizer: Quantiz
     for k in range(x.shape[1]):
         logits, state = model.step(x[:, k], state, system)
         total += float(F.cross_entropy(logits, y[:, k]).double())
+        report(1)
     return total / (x.shape[1] * math.log(2))
