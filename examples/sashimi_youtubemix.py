@@ -136,7 +136,7 @@ def run_evaluate(args: Evaluate) -> None:
     quantizer = trained.settings.quantizer
     split = recordings(trained.settings, args.data)
     model = trained.model.to(device_of(args.device))
-    first, total = split.held_out[0], sum(map(len, split.held_out))
+    first, total = split.held_out[0], sum(len(recording) - 1 for recording in split.held_out)
     part = min(args.step_samples, len(first) - 1)
     with stages() as begin:
         result = measure_baselines(split.training, split.held_out, quantizer, begin)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NoReturn
 
 import numpy as np
 import soundfile as sf
@@ -172,6 +172,10 @@ def open_recording(
     return recording
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise Problem(f"{error.filename} cannot be read ({error.strerror}); change its permissions.") from error
+
+
 def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
     """The WAV, FLAC and OGG files of a folder and the folders in it, in the order of their paths.
 
@@ -183,10 +187,7 @@ def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
     if not folder.is_dir():
         raise Problem(f"{folder} is not a folder; give the folder that holds the audio files.")
 
-    def refuse(error: OSError) -> None:
-        raise Problem(f"{error.filename} cannot be read ({error.strerror}); change its permissions or move it away.")
-
-    found = [Path(where) / name for where, _, names in os.walk(folder, onerror=refuse) for name in names]
+    found = [Path(where) / name for where, _, names in os.walk(folder, onerror=_refuse) for name in names]
     paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise Problem(f"{folder} holds no audio; put {', '.join(SUFFIXES)} files into it.")
@@ -221,7 +222,13 @@ def open_split(folder: Path, sample_rate: int, fraction: float = 0.1) -> Split:
     Raises:
         Problem: If there is only one file, or what :func:`open_folder` finds.
     """
-    if (folder / "train").is_dir() and (folder / "heldout").is_dir():
+    try:
+        parted = folder.is_dir() and {"train", "heldout"} <= {
+            entry.name for entry in os.scandir(folder) if entry.is_dir()
+        }
+    except OSError as error:
+        _refuse(error)
+    if parted:
         return Split(open_folder(folder / "train", sample_rate), open_folder(folder / "heldout", sample_rate))
     files = open_folder(folder, sample_rate)
     if len(files) < 2:

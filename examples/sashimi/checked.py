@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,22 @@ def signed(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, 
     return {CARD: json.dumps({**card, _CHECKSUM: checksum(card, tensors)})}
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose name need not be UTF-8, as safetensors wants it.
+
+    Raises:
+        Problem: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            odd = os.fsencode(path).decode(errors="ignore") != str(path)
+            with safe_open(f"/dev/fd/{file.fileno()}" if odd else path, "pt") as tensors:
+                yield tensors
+    except (OSError, SafetensorError) as error:
+        raise Problem(f"{path} cannot be read as safetensors ({error}).") from error
+
+
 class TensorFile:
     """A safetensors file of which only the header has been read.
 
@@ -96,13 +114,10 @@ class TensorFile:
         self.path = path
         if not path.is_file():
             raise Problem(f"{path} does not exist or is not a file.")
-        try:
-            with safe_open(path, "pt") as file:
-                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                self.sizes = {name: (_KINDS.get(x.get_dtype()), tuple(x.get_shape())) for name, x in parts.items()}
-                metadata = file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise Problem(f"{path} cannot be read as safetensors ({error}).") from error
+        with _opened(path) as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self.sizes = {name: (_KINDS.get(x.get_dtype()), tuple(x.get_shape())) for name, x in parts.items()}
+            metadata = file.metadata() or {}
         try:
             self.card = parse_object(metadata[CARD]) if CARD in metadata else {}
         except ValueError as error:
@@ -136,7 +151,7 @@ class TensorFile:
             )
             rule = f"not {wanted[name][0]} of shape {list(wanted[name][1])}" if name in wanted else "and has no place"
             what += "" if found is None else f", {rule}"
-            raise Problem(f"{self.path} holds {kind} of another architecture, or a part of them ({what}).")
+            raise Problem(f"{self.path} holds {kind} of another architecture, or is incomplete ({what}).")
 
     def read(self, *, unsigned: bool = False) -> dict[str, Tensor]:
         """The tensors.
@@ -147,11 +162,8 @@ class TensorFile:
         Raises:
             Problem: If they do not match the checksum, or hold numbers that are not finite.
         """
-        try:
-            with safe_open(self.path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in self.sizes}
-        except (OSError, SafetensorError) as error:
-            raise Problem(f"{self.path} cannot be read as safetensors ({error}).") from error
+        with _opened(self.path) as file:
+            tensors = {name: file.get_tensor(name) for name in self.sizes}
         if self._checksum is None and not unsigned:
             raise Problem(f"{self.path} has no checksum; it is damaged, or was not written by this program.")
         if self._checksum is not None and self._checksum != checksum(self.card, tensors):

@@ -296,5 +296,6 @@ def read(path: Path) -> Settings:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Problem(f"{path} cannot be read ({reason}).") from error
     return from_json(text, path)

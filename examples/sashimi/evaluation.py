@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssmkit import Sequential
+from ssmkit import S4Block, Sequential
 
 from .audio import Quantizer, Recording, input_and_target
 from .model import without_head
@@ -33,6 +34,26 @@ def total_bits(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
 
     pairs = zip(hidden.split(_LOGITS, dim=-2), target.split(_LOGITS, dim=-1), strict=True)
     return torch.stack([checkpoint(part, *pair, use_reentrant=False) for pair in pairs]).sum() / math.log(2)
+
+
+@contextmanager
+def _shared_out(network: nn.Module, samples: int, report: Callable[[int], object]) -> Iterator[None]:
+    """Reports samples that are read inside: a share of them after each block of the network, the rest at the end."""
+    blocks = [part for part in network.modules() if isinstance(part, S4Block)]
+    share, left = samples // (len(blocks) + 1), samples
+
+    def passed(*_: object) -> None:
+        nonlocal left
+        left -= share
+        report(share)
+
+    hooks = [block.register_forward_hook(passed) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    report(left)
 
 
 @torch.no_grad()
@@ -69,13 +90,13 @@ def evaluate(
         for start in range(0, end, window):
             classes = quantizer.encode(recording.read(start, min(start + window, end) + 1)).to(device)
             x, y = input_and_target(classes[None])
-            if end <= window:
-                hidden = trunk(x, system)
-            else:
-                hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
-            total += float(total_bits(head, hidden, y))
+            with _shared_out(trunk, y.numel(), report):
+                if end <= window:
+                    hidden = trunk(x, system)
+                else:
+                    hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
+                total += float(total_bits(head, hidden, y))
             count += y.numel()
-            report(y.numel())
     return total / count
 
 
