@@ -38,7 +38,16 @@ from sashimi.commands import RUN, Command, Evaluate, Generate, Overfit, Report, 
 from sashimi.config import LARGEST_SEED, Settings
 from sashimi.console import announced, bar, interrupts, stages
 from sashimi.evaluation import evaluate, evaluate_by_step
-from sashimi.generation import Sampling, Streams, generate, load_streams, make_engine, prime, save_streams
+from sashimi.generation import (
+    Sampling,
+    SamplingEngine,
+    Streams,
+    generate,
+    load_streams,
+    make_engine,
+    prime,
+    save_streams,
+)
 from sashimi.measures import measure
 from sashimi.overfitting import LENGTH, Epoch, overfit
 from sashimi.problems import Problem, exit_status
@@ -186,6 +195,19 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
 
 
+def prepare(args: Generate, trained: Trained, streams: Streams, sampling: Sampling) -> SamplingEngine:
+    """The engine, compiled; a line says so if that takes long."""
+    if args.engine != "compile":
+        with announced("preparing the network: its program is compiled once per machine, for about 20 seconds"):
+            return make_engine(trained.model, args.engine, args.threads)
+    with announced("preparing the network: torch compiles its step, which may take minutes the first time"):
+        engine = make_engine(trained.model, args.engine, args.threads)
+        # One frame of the slowest tier, since each phase is compiled by itself; the streams stay where they are.
+        uniform = torch.zeros(len(streams.logits), math.prod(trained.settings.pool), dtype=torch.double)
+        engine.run(streams.logits, streams.state, uniform.to(streams.logits.device), sampling)
+        return engine
+
+
 def check_generate(args: Generate) -> None:
     """Makes sure that the options of a generation make sense.
 
@@ -212,9 +234,7 @@ def run_generate(args: Generate) -> None:
     trained.model.to(device_of(args.device))
     settings, quantizer = trained.settings, trained.settings.quantizer
     streams, prompt = start(args, trained)
-    with announced("preparing the network: its program is compiled once per machine, for about 20 seconds"):
-        engine = make_engine(trained.model, args.engine, args.threads)
-    batch = len(streams.logits)
+    engine, batch = prepare(args, trained, streams, sampling), len(streams.logits)
     length = sys.maxsize if math.isinf(args.seconds) else round(args.seconds * settings.sample_rate)
     paths: list[Path | None] = [None if args.stream else args.out]
     if batch > 1:

@@ -124,7 +124,7 @@ def test_the_model_that_comes_along_has_a_checksum_and_its_old_weights():
     assert storage.load_model(program.PIANO).settings.ssm_lr == 1e-3
 
 
-def test_a_model_of_version_0_1_0_has_no_checksum_and_loads(run):
+def test_a_model_from_before_there_was_a_checksum_loads(run):
     trained = storage.load_model(run / storage.MODEL)
     weights = trained.model.state_dict()
     card = {"step": 4, "settings": config.to_json(trained.settings)}

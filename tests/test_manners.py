@@ -236,6 +236,28 @@ def test_a_line_says_that_the_program_is_compiled(trained, call, monkeypatch, ca
         assert line not in out
 
 
+def test_what_torch_compiles_is_compiled_before_the_first_sample(trained, monkeypatch):
+    """By a frame of the slowest tier, of which the streams notice nothing."""
+    found = storage.load_model(trained / "run")
+    streams = generation.prime(found.model, torch.randint(256, (5,)), 2)
+    before = (streams.logits, streams.state, streams.random.get_state())
+    columns = []
+
+    class Engine(generation.StepEngine):
+        def run(self, logits, state, uniform, sampling):
+            columns.append(uniform.shape)
+            return super().run(logits, state, uniform, sampling)
+
+    monkeypatch.setattr(program, "make_engine", lambda model, name, threads: Engine(model))
+    assert isinstance(program.prepare(commands.Generate(), found, streams, generation.Sampling()), Engine)
+    assert columns == []
+    program.prepare(commands.Generate(engine="compile"), found, streams, generation.Sampling())
+    assert columns == [(2, 16)]
+    assert streams.logits is before[0]
+    assert streams.state is before[1]
+    assert torch.equal(streams.random.get_state(), before[2])
+
+
 def test_a_training_ends_with_what_to_do_next(trained, tmp_path, call, monkeypatch):
     status, out, _ = call("train", *SMALL, "--data", trained / "data", "--steps", "1", "--out", "a run")
     assert status == 0

@@ -138,7 +138,7 @@ def load_model(path: Path) -> Trained:
     except (ValueError, TypeError) as error:
         raise Problem(f"{where} has a damaged header ({error}).") from error
     file.check(model.state_dict())
-    # Models of version 0.1.0 have no checksum, and nothing else in their card.
+    # Models that were written before there was a checksum have nothing else in their card.
     model.load_state_dict(file.read(unsigned=set(file.card) == {"step", "settings"}))
     if path.is_dir() and (path / CONFIG).is_file():
         settings = replace(settings, data=read(path / CONFIG).data)
