@@ -1,5 +1,6 @@
 """Damaged files of the SaShiMi example: each gets one sentence, changes nothing, and costs no memory."""
 
+import dataclasses
 import json
 import math
 import random
@@ -9,8 +10,8 @@ import tracemalloc
 import pytest
 import torch
 
-from example import one_sentence, small_run, snapshot
-from sashimi import audio, checked, config, generation, storage
+from example import CPU, one_sentence, small_run, snapshot
+from sashimi import audio, checked, config, generation, storage, training
 from sashimi.problems import Problem
 
 import sashimi_youtubemix as program  # isort: skip
@@ -414,3 +415,31 @@ def test_clips_that_an_interrupted_report_left_are_made_again(run):
         file.write(torch.zeros(100))
     assert program.main(REPORT) == 0
     assert (run / "primed.wav").read_bytes() == whole
+
+
+# Sizes and numbers
+
+
+@pytest.mark.parametrize("changes", [{}, {"layer": "s4", "glu": True}, {"pool": ()}, {"pool": (2, 3, 2), "bits": 4}])
+def test_the_least_size_of_a_network_is_a_bound_that_is_not_far(changes):
+    for d_model, d_state, blocks in ((4, 2, 1), (32, 64, 3), (1, 32, 2)):
+        settings = program.Settings(d_model=d_model, d_state=d_state, blocks=blocks, **changes)
+        size = sum(x.numel() for x in settings.model().state_dict().values())
+        assert settings.least_size < size < 6 * settings.least_size
+
+
+def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path):
+    _, settings = small_run(tmp_path)
+    trainer = training.Trainer(settings, audio.open_split(tmp_path / "data", 16000), CPU)
+    run = storage.Run(tmp_path / "run")
+
+    def overflow(step):
+        trainer.model.layers[0].module.weight.data.fill_(math.inf)
+        trainer.step = lambda number, x, y: (8.0, 1.0)
+
+    before = (tmp_path / "run/state.json").read_text()
+    assert json.loads(before)["step"] == 4
+    trainer.settings = dataclasses.replace(settings, steps=6)
+    with pytest.raises(Problem, match=r"model.layers.0.module.weight is no longer finite after step 6; lower --lr"):
+        training.train(trainer, run, every=2, begin=overflow)
+    assert (tmp_path / "run/state.json").read_text() == before

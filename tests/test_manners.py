@@ -1,7 +1,5 @@
 """How the SaShiMi example behaves: Ctrl-C, a folder in use, progress, odd options, names and audio files."""
 
-import dataclasses
-import json
 import math
 import os
 import re
@@ -360,34 +358,6 @@ def test_names_that_are_not_utf_8(tmp_path, call, trained):
     assert (tmp_path / run / "evaluation.json").is_file()
     status, _, err = call("evaluate", "--model", f"none{odd}")
     one_sentence(status, err, r"none\\udcff\\udcfe does not exist")
-
-
-# Memory and settings
-
-
-@pytest.mark.parametrize("changes", [{}, {"layer": "s4", "glu": True}, {"pool": ()}, {"pool": (2, 3, 2), "bits": 4}])
-def test_the_least_size_of_a_network_is_a_bound_that_is_not_far(changes):
-    for d_model, d_state, blocks in ((4, 2, 1), (32, 64, 3), (1, 32, 2)):
-        settings = program.Settings(d_model=d_model, d_state=d_state, blocks=blocks, **changes)
-        size = sum(x.numel() for x in settings.model().state_dict().values())
-        assert settings.least_size < size < 6 * settings.least_size
-
-
-def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path):
-    _, settings = small_run(tmp_path)
-    trainer = training.Trainer(settings, audio.open_split(tmp_path / "data", 16000), CPU)
-    run = storage.Run(tmp_path / "run")
-
-    def overflow(step):
-        trainer.model.layers[0].module.weight.data.fill_(math.inf)
-        trainer.step = lambda number, x, y: (8.0, 1.0)
-
-    before = (tmp_path / "run/state.json").read_text()
-    assert json.loads(before)["step"] == 4
-    trainer.settings = dataclasses.replace(settings, steps=6)
-    with pytest.raises(Problem, match=r"model.layers.0.module.weight is no longer finite after step 6; lower --lr"):
-        training.train(trainer, run, every=2, begin=overflow)
-    assert (tmp_path / "run/state.json").read_text() == before
 
 
 # Audio
