@@ -7,161 +7,65 @@ all results and a page to `runs/youtubemix`. Each part is also a command.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While the imports run there is nothing to keep: Ctrl-C ends the program at once.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import json
 import math
-import signal
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
-import soundfile as sf
 import torch
 import tyro
-from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes, arg, subcommand
+from tyro.conf import arg, subcommand
 
 from sashimi import config, figures
-from sashimi.audio import Split, WavWriter, open_recording, open_split, write_wav
+from sashimi.audio import Recording, Split, WavWriter, open_recording, open_split, write_wav
 from sashimi.baselines import measure_baselines
-from sashimi.config import Settings
+from sashimi.commands import PIANO as PIANO
+from sashimi.commands import RUN, Command, Evaluate, Generate, Overfit, Report, Train
+from sashimi.config import LARGEST_SEED, Settings
+from sashimi.console import announced, bar, interrupts, stages
 from sashimi.evaluation import evaluate, evaluate_by_step
-from sashimi.generation import Sampling, Streams, generate, load_streams, make_engine, prime, save_streams
+from sashimi.generation import (
+    Sampling,
+    SamplingEngine,
+    Streams,
+    generate,
+    load_streams,
+    make_engine,
+    prime,
+    save_streams,
+)
 from sashimi.measures import measure
 from sashimi.overfitting import LENGTH, Epoch, overfit
 from sashimi.problems import Problem, exit_status
 from sashimi.report import Sound, write_report
-from sashimi.storage import MODEL, Run, Trained, load_model, make_folder, write_text
+from sashimi.storage import MODEL, RESULT, Run, Trained, load_model, load_result, make_folder, write_text
 from sashimi.training import Trainer, join_world, train
 
 EMBEDDED = Path(__file__).parent / "data" / "piano"
-PIANO = Path(__file__).parent / "models" / "piano.safetensors"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RUN = Path("runs/youtubemix")
-RESULT = "evaluation.json"
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train on a folder of audio. The same command continues a run that was stopped in any way.
+def need(option: str, value: object, holds: bool, rule: str) -> None:
+    """Makes sure that an option is in its range.
 
-    On several GPUs or machines: torchrun --nproc-per-node N examples/sashimi_youtubemix.py train ...
+    Raises:
+        Problem: If it is not.
     """
-
-    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
-    preset: Literal["small", "paper", "notebook", "sc09"] = "small"
-    """Settings to start from: the short run, those of the SaShiMi paper for piano, those of the notebook from which
-    this project started, or those of the paper for one-second clips. Other flags change single settings."""
-    config: Path | None = None
-    """A settings file to start from, such as the config.json of a run."""
-    out: Path = RUN
-    """Folder of the run."""
-    checkpoint_every: int = 200
-    """Steps from checkpoint to checkpoint."""
-    device: str = DEVICE
-    """Where to compute."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a model on held-out audio, by `forward` and on a part of it by `step`, and baselines without a
-    network: frequencies of classes, and an adaptive linear filter."""
-
-    model: Path = RUN
-    """A model file, or the folder of a run."""
-    data: Path | None = None
-    """Folder of audio, by default that of the training; the split is the same."""
-    step_samples: int = 2000
-    """Samples that are also measured by `step`."""
-    device: str = DEVICE
-    """Where to compute."""
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Generate audio with a model. The file is written block by block, and Ctrl-C keeps the blocks so far.
-
-    With a player: generate --stream --seconds inf | aplay
-    """
-
-    model: Path = PIANO
-    """A model file, or the folder of a run; by default a small model of one piano piece, included in the example."""
-    out: Path = Path("generated.wav")
-    """WAV file to write; of a batch, one file per stream with a number."""
-    seconds: float = 4.0
-    """Length of the generated audio; inf continues until Ctrl-C, or until the player is closed."""
-    stream: bool = False
-    """Write the WAV to standard output during generation, instead of to a file."""
-    batch: int = 1
-    """Number of streams."""
-    temperature: float = 0.9
-    """Logits are divided by it; at 0 the likeliest sample is taken."""
-    top_k: int = 0
-    """Draw from this many of the likeliest samples; 0 for all."""
-    top_p: float = 0.95
-    """Draw from the likeliest samples that together have this probability; 1 for all, which sometimes gives one that
-    the network cannot continue."""
-    greedy: bool = False
-    """Always take the likeliest sample."""
-    seed: int = 0
-    """Seed of the draw: the same seed generates the same audio."""
-    prime: Path | None = None
-    """Audio file to continue, at the model's sample rate; the output begins with it."""
-    prime_seconds: float | None = None
-    """Length of the part of that file, by default all of it."""
-    resume: Path | None = None
-    """State file of an earlier generation to continue, which is beside its WAV file; with its batch and its seed."""
-    engine: Literal["auto", "program", "compile", "step"] = "auto"
-    """What runs the network: a compiled program (on a CPU, where it is by far the fastest and the default), its step
-    under torch.compile, or its eager step."""
-    threads: int | None = None
-    """Threads of a compiled program; by default one for one stream. Two are faster on two idle cores."""
-    device: str = DEVICE
-    """Where to compute."""
-
-
-@dataclass(frozen=True)
-class Overfit:
-    """The overfitting test at full size: one minute of audio in one training step (width 128, state 512, 2 blocks per
-    tier, Adam at 1e-3). Prints the time and the peak memory of every step."""
-
-    data: Path | None = None
-    """Folder of audio whose first file is learned; by default the clips of the example."""
-    out: Path = Path("runs/overfit")
-    """Folder for the loss curve."""
-    epochs: int = 50
-    """Training steps."""
-    seed: int = 0
-    """Seed of the weights."""
-    device: str = DEVICE
-    """Where to compute."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write one HTML page about a run: settings, losses, likelihoods, audio clips and their share of lasting
-    tones, and layers before and after training."""
-
-    run: Path = RUN
-    """Folder of the run."""
-    out: Path | None = None
-    """The page, by default report.html in that folder."""
-    seconds: float = 4.0
-    """Length of the generated clips."""
-    device: str = DEVICE
-    """Where to compute."""
-
-
-def bar(total: int | None, what: str, start: int = 0) -> tqdm[None]:
-    """A progress bar over samples; if the output is a file, it prints a line every half minute instead."""
-    interval = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=total, initial=start, desc=what, unit="sample", unit_scale=True, mininterval=interval, dynamic_ncols=True
-    )
+    if not holds:
+        raise Problem(f"--{option} must be {rule}, not {value}.")
 
 
 def recordings(settings: Settings, data: Path | None = None) -> Split:
@@ -177,58 +81,85 @@ def device_of(name: str) -> torch.device:
     return join_world(name).device
 
 
-def run_train(args: Train) -> None:
-    """Trains, or continues a training run."""
+def run_train(args: Train, *, advise: bool = True) -> None:
+    """Trains, or goes on training."""
     settings, world = args.settings, join_world(args.device)
+    need("checkpoint-every", args.checkpoint_every, args.checkpoint_every >= 1, "at least 1")
+    config.check(settings)
     if settings.data is not None:
         settings = replace(settings, data=settings.data.resolve())
     split = recordings(settings)
     trainer, run = Trainer(settings, split, world), Run(args.out)
-    if world.first:
-        run.open(settings)
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"{len(split.training)} clips to train on, {len(split.held_out)} held out, {settings.sample_rate} Hz")
-        print(f"{parameters:,} parameters")
-    world.wait()
     size = settings.batch * settings.excerpt
     with ExitStack() as stack:
-        progress: tqdm[None] | None = None
+        if world.first:
+            stack.enter_context(run.in_use())
+            run.open(settings)
+            parameters = sum(p.numel() for p in trainer.model.parameters())
+            print(f"{len(split.training)} clips to train on, {len(split.held_out)} held out, {settings.sample_rate} Hz")
+            print(f"{parameters:,} parameters", flush=True)
+        world.wait()
+        progress = stack.enter_context(ExitStack())
+        shown = None
 
         def begin(step: int) -> None:
-            nonlocal progress
+            nonlocal shown
             if not world.first:
                 return
             if step:
-                print(f"continuing after step {step:,} of {settings.steps:,}")
-            progress = stack.enter_context(bar(settings.steps * size, "training", step * size))
+                print(f"going on after step {step:,} of {settings.steps:,}", flush=True)
+            shown = progress.enter_context(bar(settings.steps * size, "training", step * size))
 
         def report(step: int, loss: float) -> None:
-            if progress is not None:
-                progress.set_postfix_str(f"step {step:,}, {loss:.2f} bits", refresh=False)
-                progress.update(size)
+            if shown is not None:
+                shown.set_postfix_str(f"step {step:,}, {loss:.2f} bits", refresh=False)
+                shown.update(size)
 
-        train(trainer, run, every=args.checkpoint_every, begin=begin, report=report)
+        asked = stack.enter_context(interrupts(patient=world.size > 1))
+        done = train(trainer, run, every=args.checkpoint_every, begin=begin, report=report, stop=lambda: bool(asked))
+        progress.close()
+        if asked:
+            if world.first:
+                print(f"saved at step {done:,} of {settings.steps:,}; the same command goes on from there")
+            sys.exit(130)
+    if world.first and advise:
+        print_advice(run, done)
+
+
+def print_advice(run: Run, step: int) -> None:
+    """Says where the model is, and what can be done with it."""
+    print(f"{run.folder / MODEL} is the model after {step:,} steps; what to do next:")
+    program, folder = os.path.relpath(__file__), shlex.quote(str(run.folder))
+    for command, what in (
+        ("evaluate --model", "measure it"),
+        ("generate --model", "hear it"),
+        ("report --run", "see it"),
+    ):
+        print(f"  python {shlex.quote(program)} {command} {folder}  # {what}")
 
 
 def run_evaluate(args: Evaluate) -> None:
     """Measures a model and prints the table."""
+    need("step-samples", args.step_samples, args.step_samples >= 0, "at least 0")
     trained = load_model(args.model)
     quantizer = trained.settings.quantizer
     split = recordings(trained.settings, args.data)
     model = trained.model.to(device_of(args.device))
-    result = measure_baselines(split.training, split.held_out, quantizer)
-    result["network"] = evaluate(model, split.held_out, quantizer)
+    first, total = split.held_out[0], sum(len(recording) - 1 for recording in split.held_out)
+    part = min(args.step_samples, len(first) - 1)
+    with stages() as begin:
+        result = measure_baselines(split.training, split.held_out, quantizer, begin)
+        result["network"] = evaluate(model, split.held_out, quantizer, report=begin("network", total))
+        if part:
+            by_step = evaluate_by_step(model, first, quantizer, part, report=begin("network, step by step", part))
+            by_forward = evaluate(model, [first], quantizer, part + 1)
     print("held-out negative log-likelihood, bits per sample")
     for name, value in result.items():
         share = (
             f"   ({value / result['bigram']:.3f} of the bigram's)" if name == "network" and "bigram" in result else ""
         )
         print(f"  {name:<8} {value:6.3f}{share}")
-    if args.step_samples:
-        first = split.held_out[0]
-        part = min(args.step_samples, len(first) - 1)
-        by_step = evaluate_by_step(model, first, quantizer, part)
-        by_forward = evaluate(model, [first], quantizer, part + 1)
+    if part:
         print(f"the first {part:,} samples: {by_forward:.6f} by forward, {by_step:.6f} by step")
     if args.model.is_dir():
         write_text(args.model / RESULT, json.dumps(result) + "\n")
@@ -238,7 +169,7 @@ def prompt_of(args: Generate, settings: Settings) -> torch.Tensor:
     """The classes of the file to continue; none without a file."""
     if args.prime is None:
         return torch.zeros(0, dtype=torch.long)
-    recording = open_recording(args.prime)
+    recording = open_recording(args.prime, remedy="give another file to --prime")
     if recording.sample_rate != settings.sample_rate:
         raise Problem(
             f"{args.prime} has {recording.sample_rate} Hz and the model {settings.sample_rate} Hz; resample the file."
@@ -264,43 +195,46 @@ def start(args: Generate, trained: Trained) -> tuple[Streams, torch.Tensor]:
     return prime(trained.model, (prompt if len(prompt) else quiet).to(device), args.batch, args.seed), prompt
 
 
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Delays Ctrl-C to the end of a block, so that file, count and state are of the same number of samples."""
-    asked: list[int] = []
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def prepare(args: Generate, trained: Trained, streams: Streams, sampling: Sampling) -> SamplingEngine:
+    """The engine, compiled; a line says so if that takes long."""
+    if args.engine != "compile":
+        with announced("preparing the network: its program is compiled once per machine, for about 20 seconds"):
+            return make_engine(trained.model, args.engine, args.threads)
+    with announced("preparing the network: torch compiles its step, which may take minutes the first time"):
+        engine = make_engine(trained.model, args.engine, args.threads)
+        # One frame of the slowest tier, since each phase is compiled by itself; the streams stay where they are.
+        uniform = torch.zeros(len(streams.logits), math.prod(trained.settings.pool), dtype=torch.double)
+        engine.run(streams.logits, streams.state, uniform.to(streams.logits.device), sampling)
+        return engine
 
-    def ask(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt  # a second one does not wait for the end of a block
-        asked.append(number)
 
-    if ours:
-        signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+def check_generate(args: Generate) -> None:
+    """Makes sure that the options of a generation make sense.
+
+    Raises:
+        Problem: If they do not.
+    """
+    cores, seconds = os.cpu_count() or 1, args.prime_seconds
+    need("batch", args.batch, args.batch >= 1, "at least 1")
+    need("seconds", args.seconds, args.seconds > 0, "above 0")
+    need("seed", args.seed, 0 <= args.seed <= LARGEST_SEED, f"at least 0 and at most {LARGEST_SEED}")
+    need("prime-seconds", seconds, seconds is None or 0 < seconds < math.inf, "above 0 and finite")
+    if args.threads is not None:
+        need("threads", args.threads, args.threads >= 1, "at least 1")
+        need("threads", args.threads, args.threads <= cores, f"at most {cores}, the cores of this machine")
+    if args.stream and args.batch > 1:
+        raise Problem("--stream plays one stream; give no --batch.")
 
 
 def run_generate(args: Generate) -> None:
-    """Generates a WAV file block by block."""
+    """Generates into a WAV file that grows as it goes."""
+    check_generate(args)
+    sampling = Sampling(0.0 if args.greedy else args.temperature, args.top_k, args.top_p)
     trained = load_model(args.model)
     trained.model.to(device_of(args.device))
     settings, quantizer = trained.settings, trained.settings.quantizer
-    if args.batch < 1:
-        raise Problem(f"--batch must be at least 1, not {args.batch}.")
-    if not args.seconds > 0:
-        raise Problem(f"--seconds must be above 0, not {args.seconds}.")
-    if args.threads is not None and args.threads < 1:
-        raise Problem(f"--threads must be at least 1, not {args.threads}.")
-    if args.stream and args.batch > 1:
-        raise Problem("--stream writes one stream; give no --batch.")
-    sampling = Sampling(0.0 if args.greedy else args.temperature, args.top_k, args.top_p)
     streams, prompt = start(args, trained)
-    engine = make_engine(trained.model, args.engine, args.threads)
-    batch = len(streams.logits)
+    engine, batch = prepare(args, trained, streams, sampling), len(streams.logits)
     length = sys.maxsize if math.isinf(args.seconds) else round(args.seconds * settings.sample_rate)
     paths: list[Path | None] = [None if args.stream else args.out]
     if batch > 1:
@@ -343,6 +277,8 @@ def run_generate(args: Generate) -> None:
 
 def run_overfit(args: Overfit) -> None:
     """Overfits one clip, prints each step and draws the loss."""
+    need("epochs", args.epochs, args.epochs >= 1, "at least 1")
+    need("seed", args.seed, 0 <= args.seed <= LARGEST_SEED, f"at least 0 and at most {LARGEST_SEED}")
     clip = open_split(args.data or EMBEDDED, 16000).training[0]
     device = device_of(args.device)
     make_folder(args.out)
@@ -357,29 +293,42 @@ def run_overfit(args: Overfit) -> None:
     print(f"overfit.png in {args.out}")
 
 
+def open_clip(path: Path) -> Recording:
+    """A clip that the report has made."""
+    return open_recording(path, remedy="remove it, and it is made again")
+
+
 def run_report(args: Report) -> None:
-    """Generates clips with the run's model, if there are none, and writes the page."""
+    """Lets the run's model play, if it has not yet, and writes the page."""
+    need("seconds", args.seconds, 0 < args.seconds < math.inf, "above 0 and finite")
     if not args.run.is_dir():
         raise Problem(f"{args.run} is not the folder of a run; train one first.")
     trained, run = load_model(args.run), Run(args.run)
-    settings = trained.settings
+    settings, history = trained.settings, run.history()
     written = (args.run / MODEL).stat().st_mtime
 
     def stale(path: Path) -> bool:
         """Whether a file is older than the model, or missing."""
         return not path.is_file() or path.stat().st_mtime < written
 
+    def length_of(path: Path) -> int:
+        """The samples of a clip; none if it is stale."""
+        return 0 if stale(path) else open_clip(path).frames
+
+    first, rate = recordings(settings).held_out[0], settings.sample_rate
+    prompt = min(2.0, len(first) / rate / 2)
+    generated, heard = round(args.seconds * rate), int(prompt * rate)
+    clips = {"real": min(len(first), round((prompt + args.seconds) * rate))}
+    clips |= {"primed": heard + generated, "unprimed": generated}
+    names = {name: args.run / f"{name}.wav" for name in clips}
+    playing = any(length_of(names[name]) != length for name, length in clips.items())
     if stale(args.run / RESULT):
         run_evaluate(Evaluate(args.run, device=args.device))
-    result = json.loads((args.run / RESULT).read_text())
-    first = recordings(settings).held_out[0]
-    prompt, length = min(2.0, len(first) / settings.sample_rate / 2), args.seconds
-    names = {name: args.run / f"{name}.wav" for name in ("real", "primed", "unprimed")}
-    if any(stale(path) for path in names.values()):
+    result = load_result(args.run)
+    if playing:
         quantizer = settings.quantizer
-        head = first.read(0, round((prompt + length) * settings.sample_rate))
-        write_wav(names["real"], quantizer.decode(quantizer.encode(head)), settings.sample_rate)
-        unprimed = Generate(args.run, names["unprimed"], length, device=args.device)
+        write_wav(names["real"], quantizer.decode(quantizer.encode(first.read(0, clips["real"]))), rate)
+        unprimed = Generate(args.run, names["unprimed"], args.seconds, device=args.device)
         run_generate(replace(unprimed, out=names["primed"], prime=names["real"], prime_seconds=prompt))
         run_generate(unprimed)
     titles = {
@@ -396,15 +345,16 @@ def run_report(args: Report) -> None:
     }
     sounds = []
     for name, path in names.items():
-        samples, rate = sf.read(path, dtype="float32")
-        measures = measure(samples[0 if name == "unprimed" else round(prompt * rate) :], rate)
+        samples = open_clip(path).read().numpy()
+        measures = measure(samples[0 if name == "unprimed" else heard :], rate)
         print(f"{path.name}: {measures.partials:.1f} partials, life {measures.life:.2f} s, share {measures.share:.2f}")
         sounds.append(Sound(*titles[name], path, samples, measures))
     page = args.out or args.run / "report.html"
-    write_report(page, run, trained, result, sounds)
-    clips = {sound.title: sound.samples for sound in sounds}
-    figures.save(figures.spectrograms(clips, settings.sample_rate), page.with_name("spectrograms.png"))
-    if history := run.history():
+    with stages("picture") as begin:
+        write_report(page, run, trained, result, sounds, begin)
+    pictures = {sound.title: sound.samples for sound in sounds}
+    figures.save(figures.spectrograms(pictures, rate), page.with_name("spectrograms.png"))
+    if history:
         figures.save(figures.loss_curve(history, result), page.with_name("loss.png"))
     print(f"{page}")
 
@@ -412,14 +362,11 @@ def run_report(args: Report) -> None:
 def run_all() -> None:
     """The short run from end to end."""
     begin = time.perf_counter()
-    run_train(Train(device="cpu"))
-    run_evaluate(Evaluate(device="cpu"))
+    run_train(Train(device="cpu"), advise=False)
+    run_evaluate(Evaluate(model=RUN, device="cpu"))
     run_report(Report(device="cpu"))
     print(f"{', '.join(sorted(p.name for p in RUN.iterdir() if p.suffix in ('.wav', '.png', '.html')))} in {RUN}")
     print(f"{time.perf_counter() - begin:.0f} s in all")
-
-
-Command: TypeAlias = Train | Evaluate | Generate | Overfit | Report
 
 
 def parse(arguments: list[str]) -> Command:
@@ -468,4 +415,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

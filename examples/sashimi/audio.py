@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NoReturn
 
 import numpy as np
 import soundfile as sf
@@ -23,7 +23,11 @@ SUFFIXES = (".wav", ".flac", ".ogg")
 IGNORED = -100
 """The target of a sample that does not count, as in `cross_entropy`."""
 _MARGIN = 256
-"""Source samples beyond both ends of an excerpt that the resampling filter reads."""
+"""Source samples beyond both ends of an excerpt that the resampling filter gets to see."""
+_MOST_FRAMES = 1 << 40
+"""Of a file: some months of audio at any rate."""
+_DECODED = 1 << 20
+"""Samples that are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +107,29 @@ class Recording:
         return torch.from_numpy(np.pad(found, (0, stop - start - len(found))))
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
+        parts: list[np.ndarray] = []
         try:
-            samples, _ = sf.read(self.path, start=start, stop=stop, dtype="float32", always_2d=True)
+            with sf.SoundFile(os.fsencode(self.path)) as file:
+                file.seek(start)
+                # Part by part: a damaged header may announce more than fits into memory.
+                for first in range(start, stop, _DECODED):
+                    part = file.read(min(_DECODED, stop - first), dtype="float32", always_2d=True)
+                    parts.append(part.mean(axis=1))
+                    if len(part) < _DECODED:
+                        break
         except (sf.LibsndfileError, OSError, RuntimeError) as error:
-            raise Problem(f"{self.path} cannot be read as audio ({error}); remove it from the folder.") from error
+            raise Problem(f"{self.path} cannot be read as audio ({_reason(error)}); replace or remove it.") from error
+        samples = np.concatenate(parts)
         if len(samples) < stop - start:
             raise Problem(
                 f"{self.path} ends at sample {start + len(samples):,} of {self.frames:,}; it is damaged, remove it."
             )
-        mono: np.ndarray = samples.mean(axis=1)
-        return mono
+        if not (finite := np.isfinite(samples)).all():
+            raise Problem(
+                f"{self.path} holds a value that is not finite at sample {start + int(finite.argmin()):,}; replace or "
+                f"remove it."
+            )
+        return samples
 
     def chunks(self, length: int) -> Iterator[Tensor]:
         """The whole recording, `length` samples at a time."""
@@ -120,37 +137,58 @@ class Recording:
             yield self.read(start, start + length)
 
 
-def open_recording(path: Path, sample_rate: int | None = None) -> Recording:
-    """Reads the header of an audio file.
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without its name."""
+    text = error.error_string if isinstance(error, sf.LibsndfileError) else getattr(error, "strerror", None)
+    return str(text or error).rstrip(".")
+
+
+def open_recording(
+    path: Path, sample_rate: int | None = None, *, remedy: str = "remove it from the folder"
+) -> Recording:
+    """Looks at an audio file's header.
 
     Arguments:
         path: The file.
         sample_rate: The rate at which to read it, by default its own.
+        remedy: What a user is to do with a file that cannot be read.
 
     Raises:
-        Problem: If the file is not audio or holds less than two samples.
+        Problem: If the file does not exist, is not audio or holds less than two samples.
     """
     try:
-        info = sf.info(path)
+        with path.open("rb"):  # it says better than the decoder why a file cannot be opened
+            pass
+        info = sf.info(os.fsencode(path))
+    except FileNotFoundError as error:
+        raise Problem(f"{path} cannot be read as audio, since it does not exist.") from error
     except (sf.LibsndfileError, OSError, RuntimeError) as error:
-        raise Problem(f"{path} cannot be read as audio ({error}); remove it from the folder.") from error
+        raise Problem(f"{path} cannot be read as audio ({_reason(error)}); {remedy}.") from error
     recording = Recording(path, info.frames, info.samplerate, sample_rate or info.samplerate)
+    if info.frames > _MOST_FRAMES:
+        raise Problem(f"{path} announces {info.frames:,} samples, so it is damaged; {remedy}.")
     if len(recording) < 2:
-        raise Problem(f"{path} holds {info.frames} samples; remove it from the folder.")
+        raise Problem(f"{path} holds {info.frames} samples; {remedy}.")
     return recording
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise Problem(f"{error.filename} cannot be read ({error.strerror}); change its permissions.") from error
 
 
 def open_folder(folder: Path, sample_rate: int) -> list[Recording]:
     """The WAV, FLAC and OGG files of a folder and its subfolders, in the order of their paths.
 
     Raises:
-        Problem: If the folder is missing or holds no audio, or if a file is not audio.
+        Problem: If the folder is missing, cannot be read or holds no audio, or if a file is not audio.
     """
     if sample_rate < 1:
         raise Problem(f"--sample-rate must be at least 1, not {sample_rate}.")
     if not folder.is_dir():
         raise Problem(f"{folder} is not a folder; give the folder that holds the audio files.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+    found = [Path(where) / name for where, _, names in os.walk(folder, onerror=_refuse) for name in names]
+    paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise Problem(f"{folder} holds no audio; put {', '.join(SUFFIXES)} files into it.")
     return [open_recording(path, sample_rate) for path in paths]
@@ -184,7 +222,13 @@ def open_split(folder: Path, sample_rate: int, fraction: float = 0.1) -> Split:
     Raises:
         Problem: If there is only one file, and as :func:`open_folder`.
     """
-    if (folder / "train").is_dir() and (folder / "heldout").is_dir():
+    try:
+        parted = folder.is_dir() and {"train", "heldout"} <= {
+            entry.name for entry in os.scandir(folder) if entry.is_dir()
+        }
+    except OSError as error:
+        _refuse(error)
+    if parted:
         return Split(open_folder(folder / "train", sample_rate), open_folder(folder / "heldout", sample_rate))
     files = open_folder(folder, sample_rate)
     if len(files) < 2:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from .audio import Quantizer, Recording
+from .console import Stage, silent
 
 Array = npt.NDArray[np.float64]
 
+BASELINES = ("uniform", "unigram", "bigram", "adaptive")
+"""What a network is compared with."""
 _PAIRS_UP_TO = 12
 """Bits per sample up to which pairs are counted: the table has 4^bits entries."""
 _WINDOW = 1 << 15
@@ -21,22 +26,31 @@ _TUNED_ON = 1 << 15
 """Samples of each recording on which its settings are compared."""
 
 
-def measure_baselines(train: list[Recording], held_out: list[Recording], quantizer: Quantizer) -> dict[str, float]:
-    """Bits per sample of simple models on held-out recordings.
+def measure_baselines(
+    train: list[Recording], held_out: list[Recording], quantizer: Quantizer, begin: Stage = silent
+) -> dict[str, float]:
+    """Bits per sample on held-out recordings of what knows less than a network does.
 
-    `uniform` gives all classes the same probability; `unigram` and `bigram` use the frequencies of classes, and of
-    pairs of classes, in the training recordings; `adaptive` is an :class:`AdaptiveFilter`. Counts start at one, so that
-    no class has probability zero. Like the network, they predict every sample of a recording except the first. Pairs
-    are left out above 12 bits.
+    `uniform` knows nothing; `unigram` and `bigram` count classes, and pairs of classes, in the training recordings;
+    `adaptive` is an :class:`AdaptiveFilter`. Counts start at one, so that what was never seen is not impossible. Like
+    the network, they are asked for every sample but a recording's first. Pairs are left out above 12 bits.
+
+    Arguments:
+        train: Recordings to count in.
+        held_out: Recordings to measure on.
+        quantizer: How samples become classes.
+        begin: Called at the beginning of each part of the work.
     """
-    K = quantizer.classes
+    K, pairs = quantizer.classes, quantizer.bits <= _PAIRS_UP_TO
     found = {"uniform": math.log2(K)}
-    known, new = (_counts(recordings, quantizer, 1) for recordings in (train, held_out))
-    found["unigram"] = _cross_entropy(known + 1, new)
-    if quantizer.bits <= _PAIRS_UP_TO:
-        known, new = (_counts(recordings, quantizer, 2).view(K, K) for recordings in (train, held_out))
-        found["bigram"] = _cross_entropy(known + 1, new)
-    found["adaptive"] = tune_filter(train, quantizer).bits(held_out, quantizer)
+    report = begin("counting", (1 + pairs) * sum(map(len, train + held_out)))
+    seen, unseen = (_counts(recordings, quantizer, 1, report) for recordings in (train, held_out))
+    found["unigram"] = _cross_entropy(seen + 1, unseen)
+    if pairs:
+        seen, unseen = (_counts(recordings, quantizer, 2, report).view(K, K) for recordings in (train, held_out))
+        found["bigram"] = _cross_entropy(seen + 1, unseen)
+    tuned = tune_filter(train, quantizer, begin)
+    found["adaptive"] = tuned.bits(held_out, quantizer, report=begin("adaptive filter", sum(map(len, held_out))))
     return found
 
 
@@ -46,7 +60,9 @@ def _cross_entropy(known: torch.Tensor, new: torch.Tensor) -> float:
     return float((new * bits).sum() / new.sum())
 
 
-def _counts(recordings: list[Recording], quantizer: Quantizer, order: int) -> torch.Tensor:
+def _counts(
+    recordings: list[Recording], quantizer: Quantizer, order: int, report: Callable[[int], object]
+) -> torch.Tensor:
     """How often each class follows another (order 2), or anything (order 1)."""
     total = torch.zeros(quantizer.classes**order, dtype=torch.double)
     for recording in recordings:
@@ -58,6 +74,7 @@ def _counts(recordings: list[Recording], quantizer: Quantizer, order: int) -> to
             codes = q[1:] if order == 1 else q[:-1] * quantizer.classes + q[1:]
             total += torch.bincount(codes, minlength=len(total))
             previous = q[-1:]
+            report(len(samples))
     return total
 
 
@@ -95,13 +112,21 @@ class AdaptiveFilter:
     order: int = 32
     """:math:`P`, the number of past samples."""
 
-    def bits(self, recordings: list[Recording], quantizer: Quantizer, limit: int | None = None) -> float:
-        """Bits per sample of all samples of some recordings except the first of each.
+    def bits(
+        self,
+        recordings: list[Recording],
+        quantizer: Quantizer,
+        limit: int | None = None,
+        *,
+        report: Callable[[int], object] = lambda done: None,
+    ) -> float:
+        """Bits per sample of all samples of some recordings but the first of each.
 
         Arguments:
             recordings: The recordings, which are filtered in parallel.
             quantizer: How samples become classes.
             limit: Samples of each recording, by default all.
+            report: Called with every number of samples that were heard.
         """
         lengths = np.array([min(len(recording), limit or len(recording)) for recording in recordings])
         longest = int(lengths.max())
@@ -121,6 +146,7 @@ class AdaptiveFilter:
             bits = _logistic_bits(classes, predicted, self.width * np.maximum(recent, least / 8), quantizer)
             time = np.arange(start, start + size)
             total += float(bits[(time >= 1) & (time < lengths[:, None])].sum())
+            report(int((lengths - start).clip(0, size).sum()))
         return total / float((lengths - 1).sum())
 
 
@@ -164,13 +190,20 @@ def _logistic_bits(classes: torch.Tensor, middle: Array, scale: Array, quantizer
     return bits
 
 
-def tune_filter(train: list[Recording], quantizer: Quantizer) -> AdaptiveFilter:
-    """The filter with the best settings for the first seconds of up to four training recordings."""
-    chosen = train[:: max(1, len(train) // 4)][:4]
+_CANDIDATES: dict[str, tuple[Any, ...]] = {
+    "rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "memory": (0.9, 0.97, 0.99),
+    "width": (0.5, 0.6, 0.7, 0.8, 1.0),
+}
+"""The values among which each setting of the filter is chosen, one setting after another."""
 
-    def best(candidates: list[AdaptiveFilter]) -> AdaptiveFilter:
-        return min(candidates, key=lambda candidate: candidate.bits(chosen, quantizer, _TUNED_ON))
 
-    found = best([AdaptiveFilter(rate=rate) for rate in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)])
-    found = best([replace(found, memory=memory) for memory in (0.9, 0.97, 0.99)])
-    return best([replace(found, width=width) for width in (0.5, 0.6, 0.7, 0.8, 1.0)])
+def tune_filter(train: list[Recording], quantizer: Quantizer, begin: Stage = silent) -> AdaptiveFilter:
+    """The filter whose settings suit the first seconds of up to four training recordings best."""
+    chosen, found = train[:: max(1, len(train) // 4)][:4], AdaptiveFilter()
+    samples = sum(min(len(recording), _TUNED_ON) for recording in chosen)
+    report = begin("tuning the filter", samples * sum(map(len, _CANDIDATES.values())))
+    for name, values in _CANDIDATES.items():
+        tried = [replace(found, **{name: value}) for value in values]
+        found = min(tried, key=lambda candidate: candidate.bits(chosen, quantizer, _TUNED_ON, report=report))
+    return found

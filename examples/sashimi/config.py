@@ -5,17 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from ssmkit import Sequential
 
 from .audio import Quantizer
-from .model import sashimi
+from .checked import is_whole, parse_object, read_text
+from .model import least_size, sashimi
 from .problems import Problem
+
+LARGEST_SEED = 2**63 - 1
+_LARGEST = 2**31 - 1
+"""Of all other whole numbers."""
+_LARGEST_STATE = 8192
+"""Of d_state: initial poles are those of a dense matrix of that size."""
+_TIERS = 16
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,13 @@ class Settings:
         begin = {"cosine": rise, "constant": self.steps, "tail": max(rise, self.steps - self.steps // 4)}[self.schedule]
         return 0.5 + 0.5 * math.cos(math.pi * max(0, step - begin) / max(1, self.steps - begin))
 
+    @property
+    def least_size(self) -> int:
+        """A number of weights that the network has at least, known without making it."""
+        return least_size(
+            self.d_model, self.blocks, d_state=self.d_state, pool=self.pool, d_output=self.quantizer.classes
+        )
+
     def model(self) -> Sequential:
         """The network, with its initial weights."""
         torch.manual_seed(self.seed)
@@ -178,6 +194,77 @@ def to_json(settings: Settings) -> str:
     return json.dumps(dataclasses.asdict(settings), indent=1, default=str) + "\n"
 
 
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{
+        name: (lambda value: value >= 1, "at least 1")
+        for name in ("sample_rate", "excerpt", "blocks", "steps", "batch", "accumulate")
+    },
+    "d_state": (lambda value: value <= _LARGEST_STATE, f"at most {_LARGEST_STATE:,}"),
+    "pool": (lambda value: len(value) < _TIERS, f"fewer than {_TIERS} factors"),
+    "noise": (lambda value: value >= 0, "at least 0"),
+    "noise_until": (lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "warmup": (lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "clip": (lambda value: value > 0, "above 0"),
+    "seed": (lambda value: 0 <= value <= LARGEST_SEED, f"at least 0 and at most {LARGEST_SEED}"),
+}
+"""Which values a setting may have, and the words for it. What else a network asks for, it says itself."""
+_KINDS: dict[str, Any] = get_type_hints(Settings)
+
+
+def check(settings: Settings, where: Path | None = None) -> None:
+    """Makes sure that settings are in their ranges.
+
+    Arguments:
+        settings: The settings.
+        where: The file that they are from; by default they are options of the command line.
+
+    Raises:
+        Problem: If one is not.
+    """
+    for name, kind in _KINDS.items():
+        value = getattr(settings, name)
+        if kind is float and not math.isfinite(value):
+            rule = "a finite number"
+        elif kind is int and name != "seed" and value > _LARGEST:
+            rule = f"at most {_LARGEST:,}"
+        elif name in _RANGES and not _RANGES[name][0](value):
+            rule = _RANGES[name][1]
+        else:
+            continue
+        option = f"--{name.replace('_', '-')}" if where is None else f"{where}: {name}"
+        raise Problem(f"{option} must be {rule}, not {value}.")
+    try:
+        classes = settings.quantizer.classes
+    except Problem as problem:
+        if where is None:
+            raise
+        raise Problem(f"{where}: {problem}") from problem
+    if settings.noise >= classes:
+        raise Problem(f"noise of {settings.noise} is more than there are classes; lower --noise.")
+
+
+def _read_value(kind: Any, value: Any) -> Any:
+    """The value of a setting of that kind out of a JSON text.
+
+    Raises:
+        ValueError: If it is of another kind.
+    """
+    if kind is float and (isinstance(value, float) or (is_whole(value, -_LARGEST) and value <= _LARGEST)):
+        return value
+    if kind is int and is_whole(value, -_LARGEST):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    if get_origin(kind) is tuple and isinstance(value, list) and all(is_whole(x, 1) for x in value):
+        return tuple(value)
+    if kind == Path | None and (value is None or isinstance(value, str)):
+        return None if value is None else Path(value)
+    raise ValueError(value)
+
+
 def from_json(text: str, where: Path) -> Settings:
     """Reads the text of :func:`to_json`; missing settings have their defaults.
 
@@ -185,20 +272,19 @@ def from_json(text: str, where: Path) -> Settings:
         Problem: If it is not a settings file.
     """
     try:
-        values = json.loads(text)
-        known = {field.name: field for field in dataclasses.fields(Settings)}
-        if unknown := sorted(set(values) - set(known)):
-            raise Problem(f"{where} has the unknown settings {', '.join(unknown)}; is it of another version?")
-        for name, value in values.items():
-            if name == "data":
-                values[name] = None if value is None else Path(value)
-            elif name == "pool":
-                values[name] = tuple(value)
-            elif not isinstance(value, (type(known[name].default), int)):
-                raise Problem(f"{where}: {name} cannot be {value!r}.")
-        return Settings(**values)
-    except (ValueError, TypeError) as error:
+        values = parse_object(text)
+    except ValueError as error:
         raise Problem(f"{where} is not a settings file ({error}).") from error
+    if unknown := sorted(set(values) - set(_KINDS)):
+        raise Problem(f"{where} has the unknown settings {', '.join(unknown)}; is it of another program?")
+    for name, value in values.items():
+        try:
+            values[name] = _read_value(_KINDS[name], value)
+        except ValueError as error:
+            raise Problem(f"{where}: {name} cannot be {value!r}.") from error
+    settings = Settings(**values)
+    check(settings, where)
+    return settings
 
 
 def read(path: Path) -> Settings:
@@ -208,6 +294,8 @@ def read(path: Path) -> Settings:
         Problem: If it cannot be read, or is not a settings file.
     """
     try:
-        return from_json(path.read_text(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"{path} cannot be read ({error}).") from error
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Problem(f"{path} cannot be read ({reason}).") from error
+    return from_json(text, path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssmkit import Sequential
+from ssmkit import S4Block, Sequential
 
 from .audio import Quantizer, Recording, input_and_target
 from .model import without_head
@@ -33,6 +35,26 @@ def total_bits(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
     return torch.stack([checkpoint(part, *pair, use_reentrant=False) for pair in pairs]).sum() / math.log(2)
 
 
+@contextmanager
+def _shared_out(network: nn.Module, samples: int, report: Callable[[int], object]) -> Iterator[None]:
+    """Reports samples that are read inside: a share of them after each block of the network, the rest at the end."""
+    blocks = [part for part in network.modules() if isinstance(part, S4Block)]
+    share, left = samples // (len(blocks) + 1), samples
+
+    def passed(*_: object) -> None:
+        nonlocal left
+        left -= share
+        report(share)
+
+    hooks = [block.register_forward_hook(passed) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    report(left)
+
+
 @torch.no_grad()
 def evaluate(
     model: Sequential,
@@ -41,6 +63,7 @@ def evaluate(
     limit: int | None = None,
     *,
     window: int = WINDOW,
+    report: Callable[[int], object] = lambda done: None,
 ) -> float:
     """The negative log-likelihood of recordings, each from rest, in bits per sample.
 
@@ -53,6 +76,7 @@ def evaluate(
         quantizer: How samples become classes.
         limit: Samples of each recording, by default all.
         window: Samples that are read at a time.
+        report: Called with every number of samples that were read.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -65,17 +89,25 @@ def evaluate(
         for start in range(0, end, window):
             classes = quantizer.encode(recording.read(start, min(start + window, end) + 1)).to(device)
             x, y = input_and_target(classes[None])
-            if end <= window:
-                hidden = trunk(x, system)
-            else:
-                hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
-            total += float(total_bits(head, hidden, y))
+            with _shared_out(trunk, y.numel(), report):
+                if end <= window:
+                    hidden = trunk(x, system)
+                else:
+                    hidden, state = trunk.scan(x, trunk.initial_state(1) if state is None else state, system)
+                total += float(total_bits(head, hidden, y))
             count += y.numel()
     return total / count
 
 
 @torch.no_grad()
-def evaluate_by_step(model: Sequential, recording: Recording, quantizer: Quantizer, samples: int) -> float:
+def evaluate_by_step(
+    model: Sequential,
+    recording: Recording,
+    quantizer: Quantizer,
+    samples: int,
+    *,
+    report: Callable[[int], object] = lambda done: None,
+) -> float:
     """The negative log-likelihood of a recording's first samples, in bits per sample, read one by one."""
     model.eval()
     device = next(model.parameters()).device
@@ -85,4 +117,5 @@ def evaluate_by_step(model: Sequential, recording: Recording, quantizer: Quantiz
     for k in range(x.shape[1]):
         logits, state = model.step(x[:, k], state, system)
         total += float(F.cross_entropy(logits, y[:, k]).double())
+        report(1)
     return total / (x.shape[1] * math.log(2))

@@ -85,6 +85,23 @@ def sashimi(
     return Sequential(embed, tier(d_model, pool), nn.LayerNorm(d_model), nn.Linear(d_model, d_output))
 
 
+def least_size(d_model: int, n_blocks: int, *, d_state: int, pool: Sequence[int], d_output: int) -> int:
+    """A number of weights that :func:`sashimi` has at least, with `expand` and `ff` of 2: without biases and norms.
+
+    A block of width w has two vectors of d_state numbers per feature, and 5 w² weights in linear maps.
+
+    Example:
+        >>> model = sashimi(64, 2, d_state=32)
+        >>> bound = least_size(64, 2, d_state=32, pool=(4, 4), d_output=256)
+        >>> bound < sum(p.numel() for p in model.parameters()) < 2 * bound
+        True
+    """
+    widths = [d_model << tier for tier in range(len(pool) + 1)]
+    blocks = sum(n_blocks * width * (2 * d_state + 5 * width) for width in widths)
+    pooling = sum(4 * factor * width**2 for width, factor in zip(widths, pool, strict=False))
+    return blocks + pooling + 2 * d_model * d_output
+
+
 def without_head(model: Sequential) -> tuple[Sequential, nn.Module]:
     """The layers of a SaShiMi up to the last tier, and the two layers that compute the logits, as one module."""
     *trunk, norm, head = model

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ssmkit import Sequential
 
+from .baselines import BASELINES
+from .checked import TensorFile, is_whole, parse_object, read_text, signed
 from .config import Settings, from_json, read, to_json
 from .problems import Problem
 
 MODEL, CONFIG, LOG, STATE = "model.safetensors", "config.json", "log.jsonl", "state.json"
+RESULT = "evaluation.json"
+_LONGEST_LINE = 1 << 16
+"""Bytes of a line of the log."""
 
 
 @contextmanager
@@ -40,9 +46,10 @@ def writing(path: Path) -> Iterator[Path]:
         os.fsync(directory)
         os.close(directory)
     except OSError as error:
+        raise Problem(f"{path} cannot be written ({error.strerror}); what was there before is untouched.") from error
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise Problem(f"{path} cannot be written ({error.strerror}); the file there is unchanged.") from error
 
 
 def make_folder(path: Path) -> None:
@@ -60,7 +67,7 @@ def make_folder(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with writing(path) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
@@ -83,18 +90,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Problem(f"{path} cannot be read as safetensors ({error}).") from error
 
 
-def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Loads weights into a network.
-
-    Raises:
-        Problem: If they are those of another network.
-    """
-    own = model.state_dict()
-    odd = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
-    if odd or len(tensors) != len(own):
-        what = f"{odd[0]} has another shape or is missing" if odd else f"it holds {sorted(set(tensors) - set(own))[0]}"
-        raise Problem(f"{where} holds the weights of another architecture ({what}).")
-    model.load_state_dict(tensors)
+def write_checked(path: Path, tensors: dict[str, Tensor], **card: Any) -> None:
+    """Writes a safetensors file with a checksum and a card that says what the tensors are, whole or not at all."""
+    write_tensors(path, tensors, **signed(card, tensors))
 
 
 @dataclass(frozen=True)
@@ -108,35 +106,64 @@ class Trained:
 
 
 def save_model(path: Path, weights: dict[str, Tensor], settings: Settings, step: int) -> None:
-    """Writes weights with all that is needed to use them, but without paths of this machine."""
-    # One entry: safetensors writes several in any order, and the same run should write the same file.
-    card = json.dumps({"step": step, "settings": to_json(replace(settings, data=None))})
-    write_tensors(path, weights, sashimi=card)
+    """Writes weights with all that is needed to use them, and nothing of the machine: not where the audio was."""
+    write_checked(path, weights, step=step, settings=to_json(replace(settings, data=None)))
 
 
 def load_model(path: Path) -> Trained:
     """Reads a model file, or that of a run's folder, which also has the path of its training audio.
 
+    Nothing is made in memory that is much larger than the file, whatever its header says.
+
     Raises:
-        Problem: If there is none, or it is not a file of :func:`save_model`.
+        Problem: If there is none, or it is not one of this program, or damaged.
     """
-    file = path / MODEL if path.is_dir() else path
-    if not file.is_file():
-        raise Problem(f"{file} does not exist; give a model file or the folder of a run, or train one first.")
-    weights, metadata = read_tensors(file)
-    if "sashimi" not in metadata:
-        raise Problem(f"{file} does not say what network it belongs to; it was not written by `train`.")
+    where = path / MODEL if path.is_dir() else path
+    if not where.is_file():
+        raise Problem(f"{where} does not exist; give a model file or the folder of a run, or train one first.")
+    file = TensorFile(where)
+    if not {"step", "settings"} <= set(file.card):
+        raise Problem(f"{where} does not say what network it belongs to; it was not written by this program.")
+    step, text = file.card["step"], file.card["settings"]
+    if not is_whole(step) or not isinstance(text, str):
+        raise Problem(f"{where} has a damaged header (step {step!r}).")
+    settings = from_json(text, where)
+    if settings.least_size > file.numbers:
+        raise Problem(
+            f"{where} holds the weights of another architecture than its header says ({file.numbers:,} numbers, and "
+            f"the network has at least {settings.least_size:,})."
+        )
     try:
-        card = json.loads(metadata["sashimi"])
-        step, text = int(card["step"]), str(card["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Problem(f"{file} has a damaged header ({error}).") from error
-    settings = from_json(text, file)
-    model = settings.model()
-    load_into(model, weights, file)
+        model = settings.model()
+    except (ValueError, TypeError) as error:
+        raise Problem(f"{where} has a damaged header ({error}).") from error
+    file.check(model.state_dict())
+    # Models that were written before there was a checksum have nothing else in their card.
+    model.load_state_dict(file.read(unsigned=set(file.card) == {"step", "settings"}))
     if path.is_dir() and (path / CONFIG).is_file():
         settings = replace(settings, data=read(path / CONFIG).data)
     return Trained(model.eval(), settings, step)
+
+
+def load_result(folder: Path) -> dict[str, float]:
+    """The bits per sample that `evaluate` has written to the folder of a run.
+
+    Raises:
+        Problem: If they cannot be read.
+    """
+    path = folder / RESULT
+    try:
+        found = parse_object(read_text(path))
+        if "network" not in found or not set(found) <= {*BASELINES, "network"} or not _are_numbers(found):
+            raise ValueError("it does not hold the bits per sample of the network and of the baselines")
+    except (OSError, ValueError) as error:
+        raise Problem(f"{path} is damaged ({error}); remove it, and it is made again.") from error
+    return found
+
+
+def _are_numbers(values: Mapping[str, Any]) -> bool:
+    """Whether all values out of a JSON text are finite numbers."""
+    return all((isinstance(x, float) and math.isfinite(x)) or is_whole(x) for x in values.values())
 
 
 class Run:
@@ -162,10 +189,35 @@ class Run:
         if not path.exists():
             return None
         try:
-            state = json.loads(path.read_text())
-            return {"step": int(state["step"]), "checkpoint": str(state["checkpoint"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            state = parse_object(read_text(path))
+            step, name = state.get("step"), state.get("checkpoint")
+            if not isinstance(step, int) or not is_whole(step) or name != _checkpoint(step):
+                raise ValueError(f"step {step!r}, checkpoint {name!r}")
+        except (OSError, ValueError) as error:
             raise Problem(f"{path} is damaged ({error}); give another --out.") from error
+        return {"step": step, "checkpoint": name}
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Makes the folder, and keeps it from other runs while this lasts; the system ends that with the process.
+
+        Raises:
+            Problem: If another run has it, or it cannot be made.
+        """
+        make_folder(self.folder)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Problem(
+                    f"{self.folder} is in use by another run; wait until it ends, or give another --out."
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
 
     def open(self, settings: Settings) -> None:
         """Makes the folder, or checks that it holds a run that can continue with these settings.
@@ -177,10 +229,7 @@ class Run:
         """
         config = self.folder / CONFIG
         if config.exists():
-            try:
-                there = from_json(config.read_text(), config)
-            except OSError as error:
-                raise Problem(f"{config} cannot be read ({error}).") from error
+            there = read(config)
             old, new = asdict(there), asdict(settings)
             if odd := [name for name in new if name not in ("steps", "schedule") and new[name] != old[name]]:
                 raise Problem(
@@ -189,46 +238,61 @@ class Run:
                 )
             done = self.state["step"] if self.state else 0
             before = replace(settings, schedule=there.schedule)
-            if (first := next((k for k in range(done) if before.rate(k) != settings.rate(k)), None)) is not None:
+            if (
+                first := next((k for k in range(min(done, settings.steps)) if before.rate(k) != settings.rate(k)), None)
+            ) is not None:
                 raise Problem(
                     f"{self.folder} has made {done:,} steps with the schedule {there.schedule}, and "
                     f"{settings.schedule} differs from it after step {first:,}; give --schedule {there.schedule}, more "
                     f"--steps, or another --out."
+                )
+            if done > settings.steps:
+                raise Problem(
+                    f"{self.folder} has {done:,} steps behind it, more than --steps {settings.steps:,}; give at least "
+                    f"{done:,}, or another --out."
                 )
         elif self.folder.exists() and self.state is not None:
             raise Problem(f"{self.folder} holds a checkpoint without its {CONFIG}; give another --out.")
         make_folder(self.folder)
 
     def begin(self, settings: Settings, step: int) -> None:
-        """Writes the settings, and removes remains of a crash after a step: the run continues from that step."""
-        if (self.folder / CONFIG).exists():  # otherwise the files here are not ours
+        """Writes the settings, and drops what a crash left behind after a step: the run goes on from there."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        if (self.folder / CONFIG).exists():  # else whatever lies here is not ours
             current = (self.state or {}).get("checkpoint")
             for path in (*self.folder.glob(".*.part"), *self.folder.glob("checkpoint-*.safetensors")):
                 if path.name != current:
                     path.unlink()
         write_text(self.folder / CONFIG, to_json(settings))
-        kept = [line for line in self.history() if line["step"] <= step]
         write_text(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in kept))
 
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Writes a checkpoint and removes the one before it."""
-        old = self.state
-        name = f"checkpoint-{step:08d}.safetensors"
+        old, name = self.state, _checkpoint(step)
         os.fsync(self._log.fileno())
-        write_tensors(self.folder / name, tensors)
+        write_checked(self.folder / name, tensors, step=step)
         write_text(self.folder / STATE, json.dumps({"step": step, "checkpoint": name}) + "\n")
         if old is not None and old["checkpoint"] != name:
             (self.folder / old["checkpoint"]).unlink(missing_ok=True)
 
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The last checkpoint: its number of steps and its tensors; None if there is none.
+    def load(self, expected: Mapping[str, Tensor] | None = None) -> tuple[int, dict[str, Tensor]] | None:
+        """The last checkpoint: the steps behind it, and its tensors; None if there is none.
+
+        Arguments:
+            expected: Tensors of the names, dtypes and shapes that it is to hold.
 
         Raises:
-            Problem: If it is damaged.
+            Problem: If it is damaged, or holds others.
         """
         if (state := self.state) is None:
             return None
-        return state["step"], read_tensors(self.folder / state["checkpoint"])[0]
+        file = TensorFile(self.folder / state["checkpoint"])
+        if expected is not None:
+            file.check(expected)
+        tensors = file.read()
+        if file.card.get("step") != state["step"]:
+            raise Problem(f"{file.path} is not the checkpoint of step {state['step']:,}; give another --out.")
+        return state["step"], tensors
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -249,12 +313,34 @@ class Run:
         self._log.flush()
 
     def history(self) -> list[dict[str, float]]:
-        """The lines of the log, without a line that a crash has cut off."""
-        path = self.folder / LOG
-        lines = []
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+        """The lines of the log. A crash may damage those after the last checkpoint: the first such line ends it.
+
+        Raises:
+            Problem: If it is damaged before.
+        """
+        path, done = self.folder / LOG, (self.state or {"step": 0})["step"]
+        lines: list[dict[str, float]] = []
+        reached, number = 0, 0
+        if path.exists():
+            with path.open("rb") as file:
+                while text := file.readline(_LONGEST_LINE):
+                    number += 1
+                    try:
+                        line = parse_object(text)
+                        if not _are_numbers(line) or "bits" not in line or not is_whole(line.get("step"), reached + 1):
+                            raise ValueError("it is not a line of the log")
+                    except ValueError:
+                        break
+                    lines.append(line)
+                    reached = line["step"]
+        if number and reached < done:
+            raise Problem(
+                f"{path} is damaged after step {reached:,}, and the run has {done:,} steps behind it; remove it to go "
+                f"on without it."
+            )
         return lines
+
+
+def _checkpoint(step: int) -> str:
+    """The name of the checkpoint after so many steps."""
+    return f"checkpoint-{step:08d}.safetensors"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,10 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ssmkit import Sequential, param_groups
 
 from .audio import IGNORED, Excerpts, Split, mix
-from .config import Settings
+from .config import Settings, check
 from .evaluation import evaluate
 from .problems import Problem
-from .storage import MODEL, Run, load_into, save_model
+from .storage import MODEL, Run, save_model
 
 VALIDATION = 5
 """Seconds of held-out audio that are measured at every checkpoint."""
@@ -52,6 +53,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(x)
         return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in one of the processes."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
 
 def join_world(device: str) -> World:
@@ -82,19 +87,7 @@ def bits(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _check(settings: Settings, world: World) -> None:
-    for name in ("steps", "batch", "accumulate", "excerpt"):
-        if getattr(settings, name) < 1:
-            raise Problem(f"--{name} must be at least 1, not {getattr(settings, name)}.")
-    if not 0 <= settings.ema < 1:
-        raise Problem(f"--ema must be at least 0 and below 1, not {settings.ema}.")
-    for name in ("warmup", "noise_until"):
-        if not 0 <= getattr(settings, name) <= 1:
-            option = name.replace("_", "-")
-            raise Problem(f"--{option} must be at least 0 and at most 1, not {getattr(settings, name)}.")
-    if settings.noise < 0:
-        raise Problem(f"--noise must be at least 0, not {settings.noise}.")
-    if not settings.clip > 0:
-        raise Problem(f"--clip must be above 0, not {settings.clip}.")
+    check(settings)
     parts = world.size * settings.accumulate
     if settings.batch % parts:
         raise Problem(
@@ -103,6 +96,12 @@ def _check(settings: Settings, world: World) -> None:
         )
     if settings.bf16 and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Problem("this GPU has no bfloat16; leave --bf16 out.")
+    size, memory = 4 * settings.least_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise Problem(
+            f"these settings do not make a network that can be trained: its weights need at least "
+            f"{size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB."
+        )
 
 
 class Trainer:
@@ -141,31 +140,42 @@ class Trainer:
         return cast(Sequential, self.average.module)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is needed to continue a run."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        """All that a run needs to go on."""
         found = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         if self.average is not None:
             found |= {f"average.{name}": x for name, x in self.average.state_dict().items()}
-        for parameter, state in self.optimizer.state.items():
-            found |= {f"optimizer.{names[id(parameter)]}.{key}": x for key, x in state.items()}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter)
+            if not state:  # before its first gradient, which is the same as zeros
+                zeros = torch.zeros_like(parameter)
+                state = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+            found |= {f"optimizer.{name}.{key}": x for key, x in state.items()}
         return found
 
-    def load(self, tensors: dict[str, Tensor], run: Run) -> None:
-        """Loads the result of :meth:`tensors`.
+    def load(self, step: int, tensors: dict[str, Tensor], where: Path) -> None:
+        """Takes up what :meth:`tensors` gave.
+
+        Arguments:
+            step: The steps behind it.
+            tensors: Tensors of the same names, dtypes and shapes.
+            where: The file that they are from.
 
         Raises:
-            Problem: If it is that of another network.
+            Problem: If the optimiser's are not what so many steps can have left.
         """
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
 
-        load_into(self.model, part("model."), run.folder)
+        states = {parameter: part(f"optimizer.{name}.") for name, parameter in self.model.named_parameters()}
+        for state in states.values():
+            if not 0 <= float(state["step"]) <= step or (state["exp_avg_sq"] < 0).any():
+                raise Problem(f"{where} holds a state of the optimiser that {step:,} steps do not leave.")
+        self.model.load_state_dict(part("model."))
         if self.average is not None:
-            load_into(self.average, part("average."), run.folder)
-        for name, parameter in self.model.named_parameters():
-            state = part(f"optimizer.{name}.")
-            # AdamW keeps the number of steps on the CPU.
+            self.average.load_state_dict(part("average."))
+        for parameter, state in states.items():
+            # The count of steps stays where AdamW keeps it: on the CPU.
             self.optimizer.state[parameter] = {
                 key: x if key == "step" else x.to(parameter.device) for key, x in state.items()
             }
@@ -219,15 +229,20 @@ def train(
     every: int = 200,
     begin: Callable[[int], None] = lambda step: None,
     report: Callable[[int, float], None] = lambda step, loss: None,
-) -> None:
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
     """Trains until the settings' number of steps is reached, from the run's last checkpoint if it has one.
 
     Arguments:
         trainer: The network in training.
         run: The run's folder.
         every: Steps from checkpoint to checkpoint.
-        begin: Called with the number of steps of the checkpoint.
-        report: Called after every step with the number of steps so far and the loss in bits.
+        begin: Called with the number of steps that the checkpoint already has behind it.
+        report: Called after every step with the number of steps behind it and the loss in bits.
+        stop: Called after every step; if it says so, the step is made a checkpoint, and the last one for now.
+
+    Returns:
+        The number of steps behind the run.
 
     Raises:
         Problem: If the loss is no longer finite, the disk is full, or a file turns out to be damaged.
@@ -236,9 +251,9 @@ def train(
     share = settings.batch // world.size
     rows = (world.rank * share, (world.rank + 1) * share)
     done = 0
-    if (found := run.load()) is not None:
+    if (found := run.load(trainer.tensors())) is not None:
         done, tensors = found
-        trainer.load(tensors, run)
+        trainer.load(done, tensors, run.folder)
     if world.first:
         run.begin(settings, done)
     begin(done)
@@ -254,15 +269,28 @@ def train(
                 coming = fetch(step + 1)
             loss, norm = trainer.step(step, x, y)
             last = step + 1 == settings.steps
+            stopped = world.any(stop()) and not last
             if world.first:
                 line = {"step": step + 1, "bits": loss, "norm": norm, "lr": trainer.optimizer.param_groups[0]["lr"]}
-                save = last or (step + 1) % every == 0
-                if save:
+                due = last or (step + 1) % every == 0
+                if due:
                     seconds = VALIDATION * settings.sample_rate
                     line["held_out"] = evaluate(trainer.best, trainer.split.held_out[:1], settings.quantizer, seconds)
                 run.log(**line)
-                if save:
-                    # The model first: a run that is killed in between writes it again.
-                    save_model(run.folder / MODEL, trainer.best.state_dict(), settings, step + 1)
-                    run.save(step + 1, trainer.tensors())
+                if due or stopped:
+                    _save(trainer, run, step + 1)
             report(step + 1, loss)
+            if stopped:
+                return step + 1
+    return settings.steps
+
+
+def _save(trainer: Trainer, run: Run, step: int) -> None:
+    tensors = trainer.tensors()
+    if odd := [name for name, x in tensors.items() if not x.isfinite().all()]:
+        raise Problem(
+            f"{odd[0]} is no longer finite after step {step}; lower --lr or --clip. The last checkpoint stays as it is."
+        )
+    # The model first: a run killed in between has it, and writes it again.
+    save_model(run.folder / MODEL, trainer.best.state_dict(), trainer.settings, step)
+    run.save(step, tensors)
