@@ -7,13 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracle
 import ssmkit
 from family import HEADS, SELECTIVE, SHARED, SSM, TIMED
-from ssmkit import LRU, S4, S4D, S5, S6, Mamba, MultiRate, Sequential, ShortConv, StateSpaceLayer, layers, systems
-from ssmkit.ops.blocks import in_blocks
+from ssmkit import (
+    LRU,
+    S4,
+    S4D,
+    S5,
+    S6,
+    Mamba,
+    MultiRate,
+    Sequential,
+    ShortConv,
+    StateSpaceLayer,
+    layers,
+    sequences,
+    systems,
+)
 from ssmkit.systems import timed
 from ssmkit.testing import example_input, relative_error
 from test_laws import BATCHES, leaves
@@ -161,115 +173,6 @@ def test_gradients_of_the_time_stamps_are_those_of_differences(name):
     assert torch.autograd.gradcheck(of, (intervals(5).requires_grad_(),), atol=1e-6)
 
 
-@given(
-    rows=st.integers(1, 4),
-    L=st.integers(1, 20),
-    block=st.sampled_from([1, 24, 100, 10**6]),
-    samples=st.sampled_from([1, 3, 64]),
-    shared=st.booleans(),
-    name=st.sampled_from(["S4D, tied channels", "S4D", "S5, wide"]),
-)
-def test_blocks_of_any_size_give_the_same(rows, L, block, samples, shared, name):
-    """Of samples, of systems and of rows."""
-    layer = TIMED[name]().double()
-    u, rate = example_input(layer, rows, L).requires_grad_(), intervals(*(() if shared else (rows,)), L)
-    rate.requires_grad_()
-    wanted = [u, rate, *layer.parameters()]
-
-    def found():
-        y, state = layer.scan(u, torch.ones(rows, *layer.state_shape).double(), layer.system(rate))
-        return y, state, *torch.autograd.grad(y.square().sum() + state.sum(), wanted)
-
-    expected = found()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timed, "_BLOCK", block)
-        patch.setattr(timed, "_SAMPLES", samples)
-        for a, b in zip(found(), expected, strict=True):
-            assert relative_error(a, b) < 1e-11
-
-
-class Largest(TorchDispatchMode):
-    """Keeps the bytes of the largest tensor that is made, and the numbers of the largest complex one."""
-
-    bytes = numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-                self.numbers = max(self.numbers, tensor.numel() * tensor.is_complex())
-        return out
-
-
-@pytest.mark.parametrize("make", [lambda N: S4D(4, N), lambda N: S5(4, N)], ids=["S4D", "S5"])
-def test_no_tensor_grows_with_length_and_states(make, monkeypatch):
-    """Neither forwards nor backwards is there one of (batch, length, features, states), nor of (length, states)."""
-    monkeypatch.setattr(timed, "_BLOCK", 1 << 11)
-    rows, L, H, N = 2, 2048, 4, 128
-    layer, u = make(N), torch.randn(rows, L, H)
-    with Largest() as seen:
-        layer(u, layer.system(intervals(rows, L, dtype=torch.float32))).square().sum().backward()
-    # Two float64 outputs, or the shortest block: of one row and system of S4D, and of all rows of S5.
-    block = 16 * (N // 2) * (max(64, N) if isinstance(layer, S4D) else 64 * rows)
-    assert seen.bytes <= max(16 * rows * L * H, block)
-    assert 8 * seen.bytes < 16 * (N // 2) * rows * L
-
-
-@pytest.mark.parametrize(("rows", "H"), [(16, 8), (2, 64), (1, 3)])
-def test_blocks_are_of_the_size_that_is_wanted(rows, H, monkeypatch):
-    """Many rows, many features or neither: 2,048 numbers, but for first states and parameters."""
-    monkeypatch.setattr(timed, "_BLOCK", 1 << 11)
-    layer, u = S4D(H, 8), torch.randn(rows, 256, H)
-    for rate in (intervals(256), intervals(rows, 256)):
-        with Largest() as seen:
-            layer(u, layer.system(rate)).square().sum().backward()
-        assert (1 << 10) <= seen.numbers <= (1 << 11)
-
-
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_number_of_states():
-    kept = {}
-
-    def pack(x, kept=kept):
-        storage = x.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    for N in (16, 128):
-        layer, u = S4D(16, N), torch.randn(2, 1024, 16)
-        system = layer.system(torch.ones(1024))
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            y = layer(u, system)
-        # Inputs, first states of blocks, and what the parameters become; all states would be 2 N outputs.
-        assert sum(kept.values()) < 4.5 * 4 * y.numel()
-
-
-def test_in_blocks_is_a_loop_in_values_and_gradients():
-    """For any function; constants, sequences and the first state."""
-
-    def block(x, gain, u, v):
-        rows = []
-        for k in range(u.shape[1]):
-            x = (gain * x + u[:, k]).tanh() * v[:, k]
-            rows.append(x)
-        return torch.stack(rows, 1), x.clone()
-
-    x, gain, u, v = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3), (3,), (2, 11, 3), (1, 11, 1)))
-    for needed in ((0, 1, 2, 3), (0,), (1, 3), (2,)):
-        inputs = [z.detach().requires_grad_(i in needed) for i, z in enumerate((x, gain, u, v))]
-        wanted = [inputs[i] for i in needed]
-        results = []
-        for samples in (11, 4, 1):
-            y, last = in_blocks(block, samples, inputs[0], inputs[1:2], inputs[2:])
-            results.append((y, last, *torch.autograd.grad(y.square().sum() + last.sum(), wanted)))
-        y, last = block(*inputs)
-        expected = y, last, *torch.autograd.grad(y.square().sum() + last.sum(), wanted)
-        for result in results:
-            for a, b in zip(result, expected, strict=True):
-                assert relative_error(a, b) < 1e-12
-
-
 @pytest.mark.parametrize("rule", [systems.zoh, systems.bilinear])
 @pytest.mark.parametrize("make", [S4D, S5])
 def test_a_rule_of_ones_own_does_as_well(make, rule):
@@ -399,6 +302,28 @@ def test_any_mix_of_dtypes_is_taken():
                 assert relative_error(y, layer(u)) < 2e-2
 
 
+@torch.no_grad()
+def test_padded_rows_have_rates_of_their_own():
+    model = Sequential(S4D(3, 4), nn.GELU(), S6(3, 2)).double()
+    u, rate = torch.randn(2, 9, 3, dtype=torch.float64), intervals(2, 9)
+    y = sequences.forward_padded(model, u, [9, 4], system=model.system(rate))
+    assert relative_error(y[1, :4], model(u[1, :4], model.system(rate[1, :4]))) < 1e-12
+    assert not y[1, 4:].any()
+    state, system = model.initial_state(2), model.system(rate)
+    y, after = model.step(u[:, 0], state, model.system(rate[:, 0]))
+    begun = torch.tensor([True, False])
+    again, _ = sequences.step_packed(model, u[:, 0], after, begun, system=model.system(rate[:, 0]))
+    assert relative_error(again[0], y[0]) < 1e-12
+    for name, call in (
+        ("forward_padded", lambda: sequences.forward_padded(model, u, [9, 4], side="left", system=system)),
+        ("scan_padded", lambda: sequences.scan_padded(model, u, state, [9, 9], system=system)),
+        ("forward_packed", lambda: sequences.forward_packed(model, u[0], [0, 9], system=model.system(rate[0]))),
+        ("scan_packed", lambda: sequences.scan_packed(model, u[0], state, [0], system=model.system(rate[0]))),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: the rate of `system` must be a number, got a tensor, which"):
+            call()
+
+
 class Own(StateSpaceLayer):
     """A layer that does not know of time stamps."""
 
@@ -441,7 +366,7 @@ def test_bad_input_gets_a_sentence():
             ValueError,
             f"S4D: the rates of {many}.* got \\(2, 1\\)",
         ),
-        (lambda: layer(u, layer.system(rate[0, 0])), ValueError, f"S4D: .*{many}.* got \\(\\); a rate of all samples"),
+        (lambda: layer(u, layer.system(rate[0, 0])), ValueError, f"S4D: .*{many}.* got \\(\\); a rate for all samples"),
         (lambda: layer(u, layer.system(rate[:, None])), ValueError, f"S4D: .*{many}.* got \\(2, 1, 9\\)"),
         (lambda: layer(u, layer.system(torch.ones(3, 9))), ValueError, f"S4D: .*{many}.* got \\(3, 9\\)"),
         (lambda: layer.scan(u, state, layer.system(rate[0, :8])), ValueError, f"S4D: .*{many}.* got \\(8,\\)"),

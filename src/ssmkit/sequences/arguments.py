@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.base import SequenceLayer
+from ..layers.base import SequenceLayer, System
 from ..states import State
+from ..systems import ForwardSystem
 
 __all__ = [
     "Lengths",
@@ -19,6 +20,7 @@ __all__ = [
     "integers",
     "is_left",
     "model_and_input",
+    "one_rate",
     "row_lengths",
     "time_axis",
     "values",
@@ -41,6 +43,17 @@ def model_and_input(where: str, model: Any, u: Any, least: int) -> tuple[Sequenc
         axes = "(B, *, L, d), or (B, *, L) of classes" if least > 1 else "(*, L, d), or (*, L) of classes"
         raise ValueError(f"{where}: `u` must have shape {axes}, got {tuple(u.shape)}.")
     return model, u
+
+
+def one_rate(where: str, system: System) -> None:
+    """Refuses a system with a tensor of rates, for functions that cut or move samples and cannot do so with rates."""
+    for child in system if isinstance(system, tuple) else ():
+        one_rate(where, child)
+    if isinstance(system, ForwardSystem) and system.time_stamps is not None:
+        raise ValueError(
+            f"{where}: the rate of `system` must be a number, got a tensor, which cannot be cut like `u`; for samples "
+            "at irregular times use `forward_padded` with padding on the right, or one call per sequence."
+        )
 
 
 def time_axis(u: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..layers.base import SequenceLayer, System
 from ..states import State, select, where
-from .arguments import Lengths, batched_state, beginnings, flags, integers, model_and_input, time_axis, values
+from .arguments import Lengths, batched_state, beginnings, flags, integers, model_and_input, one_rate, time_axis, values
 from .rows import forward_rows, put, scan_rows
 
 __all__ = [
@@ -46,7 +46,8 @@ def forward_packed(model: SequenceLayer, u: Tensor, boundaries: Lengths, *, syst
 
     Raises:
         TypeError: If `model` is not a sequence layer, or `boundaries` are neither integers nor booleans.
-        ValueError: If `boundaries` have another shape, do not increase, or do not go from 0 to :math:`L`.
+        ValueError: If `boundaries` have another shape, do not increase, or do not go from 0 to :math:`L`, or if the
+            system has a tensor of rates.
 
     Example:
         >>> model = ssmkit.Sequential(ssmkit.S4D(4), torch.nn.GELU())
@@ -57,6 +58,7 @@ def forward_packed(model: SequenceLayer, u: Tensor, boundaries: Lengths, *, syst
         True
     """
     model, rows, batch = _rows("forward_packed", model, u)
+    one_rate("forward_packed", system)
     L = u.shape[time_axis(u)]
     places = beginnings("forward_packed", boundaries, batch, L, whole=True)
     pieces = [piece for row, starts in zip(rows, places, strict=True) for piece in _split(row, starts)]
@@ -90,8 +92,8 @@ def scan_packed(
 
     Raises:
         TypeError: If `model` is not a sequence layer, or `boundaries` are neither integers nor booleans.
-        ValueError: If `boundaries` have another shape, do not increase or are outside of the chunk, or if the model is
-            not causal.
+        ValueError: If `boundaries` have another shape, do not increase or are outside of the chunk, if the system has a
+            tensor of rates, or if the model is not causal.
 
     Example:
         >>> model = ssmkit.S4D(4)
@@ -106,6 +108,7 @@ def scan_packed(
         True
     """
     model, rows, batch = _rows("scan_packed", model, u)
+    one_rate("scan_packed", system)
     L = u.shape[time_axis(u)]
     places = beginnings("scan_packed", boundaries, batch, L, whole=False)
     batched_state("scan_packed", state, batch, "u")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..layers.base import SequenceLayer, System
 from ..states import State
-from .arguments import Lengths, batched_state, is_left, model_and_input, row_lengths, time_axis
+from .arguments import Lengths, batched_state, is_left, model_and_input, one_rate, row_lengths, time_axis
 from .rows import forward_rows, scan_rows
 
 __all__ = ["forward_padded", "scan_padded"]
@@ -40,14 +40,16 @@ def forward_padded(
         lengths: The lengths :math:`n_b`, integers from 0 to :math:`L`, with shape :math:`(B)`. For a layer over A axes,
             such as images, also with shape :math:`(B, A)`: the sizes along the last A axes in front of the features.
         side: Where the padding is, "right" or "left".
-        system: What the model's `system()` returned; by default it is made here.
+        system: What the model's `system()` returned; by default it is made here. It may have a tensor of rates if the
+            padding is on the right; those of the padding have no effect, but must be positive.
 
     Returns:
         The output, with shape :math:`(B, *, L, d_{output})`, zero where `u` is padding.
 
     Raises:
         TypeError: If `model` is not a sequence layer, or `lengths` are not integers.
-        ValueError: If `lengths` have another shape, are negative or more than the samples of `u`, or `side` is unknown.
+        ValueError: If `lengths` have another shape, are negative or more than the samples of `u`, if `side` is unknown,
+            or if the system has a tensor of rates and the padding is on the left.
             For a causal model, values of `lengths` on another device than the CPU are not read, but clamped to
             these limits.
 
@@ -60,6 +62,8 @@ def forward_padded(
         (True, 0.0)
     """
     model, u, sizes, left = _arguments("forward_padded", model, u, lengths, side)
+    if left or not model.causal or sizes.ndim == 2:
+        one_rate("forward_padded", system)
     if not model.causal or sizes.ndim == 2:
         if not len(u):
             return cast(Tensor, model(u, system))
@@ -106,7 +110,7 @@ def scan_padded(
     Raises:
         TypeError: If `model` is not a sequence layer, or `lengths` are not integers.
         ValueError: If `lengths` have another shape, are negative or more than the samples of `u`, if `side` is unknown,
-            or if the model is not causal.
+            if the system has a tensor of rates, or if the model is not causal.
 
     Example:
         >>> model = ssmkit.S4D(4)
@@ -117,6 +121,7 @@ def scan_padded(
         True
     """
     model, u, sizes, left = _arguments("scan_padded", model, u, lengths, side, axes=1)
+    one_rate("scan_padded", system)
     batched_state("scan_padded", state, u.shape[: time_axis(u) + u.ndim], "u")
     if not len(u):
         return model.scan(u, state, system)
