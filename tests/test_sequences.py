@@ -292,6 +292,26 @@ def test_gradients_are_those_of_the_sequences_alone(make):
                 assert relative_error(found, wished) < 1e-10
 
 
+def test_time_stamps_of_a_padded_batch():
+    """They are the rates of samples in their places, so only padding on the right leaves them as they are."""
+    layer = Sequential(nn.Linear(3, 4), S4D(4, 4), Mamba(4, 2)).double()
+    u, rate, lengths = torch.randn(3, 9, 3).double(), 0.5 + torch.rand(3, 9).double(), [9, 2, 5]
+    y = forward_padded(layer, u, lengths, system=layer.system(rate))
+    for b, n in enumerate(lengths):
+        assert relative_error(y[b, :n], layer(u[b, :n], layer.system(rate[b, :n]))) < 1e-12
+    rest, starts = layer.initial_state(3), torch.rand(3, 9) < 0.3
+    for name, call in (
+        ("forward_padded", lambda system: forward_padded(layer, u, lengths, side="left", system=system)),
+        ("scan_padded", lambda system: scan_padded(layer, u, rest, lengths, system=system)),
+        ("forward_packed", lambda system: forward_packed(layer, u, starts, system=system)),
+        ("scan_packed", lambda system: scan_packed(layer, u, rest, starts, system=system)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: the rate of `system` must be a number, got a tensor"):
+            call(layer.system(rate))
+    stepped, _ = step_packed(layer, u[:, 0], rest, starts[:, 0], system=layer.system(rate[:, 0]))
+    assert relative_error(stepped, y[:, 0]) < 1e-12
+
+
 def test_a_system_handed_in_is_used():
     layer = Counting(S4D(3, 4))
     old = layer.system()
