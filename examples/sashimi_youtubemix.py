@@ -107,7 +107,7 @@ def run_train(args: Train, *, advise: bool = True) -> None:
             if not world.first:
                 return
             if step:
-                print(f"going on after step {step:,} of {settings.steps:,}", flush=True)
+                print(f"continuing after step {step:,} of {settings.steps:,}", flush=True)
             shown = progress.enter_context(bar(settings.steps * size, "training", step * size))
 
         def report(step: int, loss: float) -> None:

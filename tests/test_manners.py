@@ -71,7 +71,7 @@ def test_control_c_saves_a_training_before_its_first_checkpoint(trained, tmp_pat
     assert storage.load_model(tmp_path / "stopped").step == int(step)
     status, out, err = call(*arguments, "--out", "stopped")
     assert status == 0, err
-    assert f"going on after step {step} of 60" in out
+    assert f"continuing after step {step} of 60" in out
     lines = storage.Run(tmp_path / "stopped").history()
     assert [line["step"] for line in lines] == list(range(1, 61))
 
