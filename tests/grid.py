@@ -36,6 +36,7 @@ def environment(aten: str, processor: str, threads: int, folder: Path) -> dict[s
         "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder),
         "SSMKIT_TEST_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",  # threads that wait actively take the time of the other process
     }
     kept = {key: value for key, value in os.environ.items() if key not in wanted}
     return kept | {key: value for key, value in wanted.items() if value is not None}
