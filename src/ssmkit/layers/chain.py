@@ -8,6 +8,7 @@ from typing import cast, final, overload
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.transforms import transformed
 from ..states import State
 from .base import SequenceLayer, System
 from .container import Container
@@ -146,11 +147,15 @@ class Checkpoint(Chain):
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Maps a whole sequence, from rest, through all layers; keeps only the input for the backward pass."""
+        if transformed():  # torch's checkpoint cannot run there
+            return super().forward(u, system)
         y: Tensor = checkpoint(super().forward, u, system, use_reentrant=False)
         return y
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps a chunk through all layers; keeps only the input and the state for the backward pass."""
+        if transformed():
+            return super().scan(u, state, system)
         result: tuple[Tensor, State] = checkpoint(super().scan, u, state, system, use_reentrant=False)
         return result
 

@@ -2,13 +2,14 @@ r"""Position-wise modules, which map every time step separately: which of torch'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast, final
+from collections.abc import Callable, Iterable
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ..ops.transforms import transformed
 from ..states import State
 from .base import SequenceLayer, System
 
@@ -64,6 +65,35 @@ _MIXING: tuple[type[nn.Module], ...] = (
     nn.AvgPool1d,
     nn.Dropout1d,
 )
+
+
+def _layer_norm(norm: nn.LayerNorm, u: Tensor) -> Tensor:
+    centred = u - u.mean(-1, keepdim=True)
+    y = centred * (centred.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    y = y if norm.weight is None else y * norm.weight
+    return y if norm.bias is None else y + norm.bias
+
+
+def _glu(_: nn.GLU, u: Tensor) -> Tensor:
+    values, gates = u.chunk(2, dim=-1)
+    return values * gates.sigmoid()
+
+
+_PLAIN: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nn.LayerNorm: _layer_norm, nn.GLU: _glu}
+"""Modules whose second derivatives torch cannot take there: those of LayerNorm are wrong under vmap and in two levels
+of forward mode (pytorch issue 196700), and those of GLU are missing."""
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks)
+
+
+def _apply(module: nn.Module, u: Tensor) -> Tensor:
+    """Calls a module, or its plain form under torch.func."""
+    plain = _PLAIN.get(type(module)) if transformed() and not _hooked(module) else None
+    y: Tensor = module(u) if plain is None else plain(module, u)
+    return y
 
 
 def _mixing(module: nn.Module) -> str | None:
@@ -127,8 +157,7 @@ class Pointwise(SequenceLayer):
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Applies the module at every position."""
-        y: Tensor = self.module(u)
-        return y
+        return _apply(self.module, u)
 
     def system(self, rate: float | Tensor = 1.0) -> System:
         """Nothing to discretise: `()`, at any rate."""
@@ -145,13 +174,13 @@ class Pointwise(SequenceLayer):
         """Applies the module to one sample."""
         module = cast(nn.Module, self._modules["module"])
         # The handling of hooks in `Module.__call__` costs as much as the arithmetic of one sample.
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        hooked = hooked or module._backward_hooks or module._backward_pre_hooks
-        return (module(u) if hooked else module.forward(u)), no_state("Pointwise", state)
+        if transformed() or _hooked(module):
+            return _apply(module, u), no_state("Pointwise", state)
+        return module.forward(u), no_state("Pointwise", state)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module at every position."""
-        return self.module(u), no_state("Pointwise", state)
+        return _apply(self.module, u), no_state("Pointwise", state)
 
 
 def no_state(where: str, state: State) -> State:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .transforms import transformed
+
 __all__ = ["in_blocks"]
 
 Block: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
@@ -48,7 +50,7 @@ def in_blocks(
     """
     tensors = (*constants, *sequences)
     # torch.func differentiates the blocks directly, and keeps their intermediate tensors.
-    again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    again = torch.is_grad_enabled() and not transformed()
     if not (again and any(v.requires_grad for v in (x, *tensors))):
         y, last, _ = _run(block, samples, x, constants, sequences, keep=False)
         return y, last

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transforms import transformed
 from .vandermonde import check_sums, vandermonde
 
 __all__ = ["cauchy", "cauchy_roots_of_unity", "naive_cauchy"]
@@ -94,7 +95,8 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     batch = torch.broadcast_shapes(v.shape[:-1], z.shape[:-1], w.shape[:-1])
     v, w, z = (x.expand(*batch, x.shape[-1]) for x in (v, w, z))
     dtype = torch.promote_types(torch.promote_types(v.dtype, z.dtype), w.dtype)
-    result: Tensor = _Cauchy.apply(v.to(dtype), z.to(dtype), w.to(dtype))  # type: ignore[no-untyped-call]
+    sums = naive_cauchy if transformed() else _Cauchy.apply
+    result: Tensor = sums(v.to(dtype), z.to(dtype), w.to(dtype))
     return result
 
 

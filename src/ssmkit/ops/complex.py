@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .transforms import transformed
+
 __all__ = [
     "add_rotation",
     "add_rotation_adjoint",
@@ -50,12 +52,12 @@ def from_interleaved(x: Tensor) -> Tensor:
 
 def output_rows(z: Tensor) -> Tensor:
     r"""The real rows :math:`2 [\Re z, -\Im z]`, whose product with an interleaved :math:`s` is :math:`2 \Re (z s)`."""
-    return 2 * interleaved(z.conj_physical())
+    return 2 * interleaved(z.conj())
 
 
 def times_rows(rows: Tensor, a: Tensor) -> Tensor:
     """The rows of z a, from the rows of z that :func:`output_rows` made and a complex diagonal."""
-    return interleaved(from_interleaved(rows) * a.conj_physical())
+    return interleaved(from_interleaved(rows) * a.conj())
 
 
 def multiply_interleaved(a: Tensor, x: Tensor) -> Tensor:
@@ -65,7 +67,12 @@ def multiply_interleaved(a: Tensor, x: Tensor) -> Tensor:
 
 
 def add_rotation(A: Tensor, a: Tensor) -> Tensor:
-    """Adds the complex diagonal `a` to A in place, as blocks [[Re a, -Im a], [Im a, Re a]] on interleaved states."""
+    """Adds the complex diagonal `a` to A, as blocks [[Re a, -Im a], [Im a, Re a]] on interleaved states.
+
+    In place, except under torch.func, where `a` may be batched and A may not.
+    """
+    if transformed():
+        return A + multiply_interleaved(to_pairs(a).unsqueeze(-3), torch.eye(A.shape[-1]).to(A)).mT
     A.diagonal(dim1=-2, dim2=-1).add_(a.real.repeat_interleave(2, -1))
     A[..., 0::2, 1::2].diagonal(dim1=-2, dim2=-1).sub_(a.imag)
     A[..., 1::2, 0::2].diagonal(dim1=-2, dim2=-1).add_(a.imag)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from .transforms import transformed
 
 __all__ = ["causal_conv", "naive_causal_conv", "two_sided_conv"]
 
@@ -64,6 +65,13 @@ def _sum(x: Tensor, dim: int) -> Tensor:
     return x.squeeze(dim) if x.shape[dim] == 1 else x.sum(dim)
 
 
+def _plain(u: Tensor, k: Tensor, n: int) -> Tensor:
+    """What :class:`_Conv` computes, with all spectra in memory."""
+    spectra = torch.fft.rfft(u.mT, n=n)[:, None] * torch.fft.rfft(k, n=n)
+    y: Tensor = torch.fft.irfft(spectra, n=n)[..., : u.shape[1]].movedim(-1, 1)
+    return y
+
+
 class _Conv(torch.autograd.Function):
     """The first L samples of the circular convolution over n points of u (batch, L, H) with k (C, H, m).
 
@@ -113,7 +121,8 @@ class _Conv(torch.autograd.Function):
 def _conv(u: Tensor, k: Tensor, n: int) -> Tensor:
     dtype = torch.promote_types(u.dtype, k.dtype)
     batch = u.shape[:-2]
-    y: Tensor = _Conv.apply(u.reshape(-1, *u.shape[-2:]).to(dtype), k.to(dtype), n)  # type: ignore[no-untyped-call]
+    conv = _plain if transformed() else _Conv.apply
+    y: Tensor = conv(u.reshape(-1, *u.shape[-2:]).to(dtype), k.to(dtype), n)
     return y.flatten(-2).reshape(*batch, u.shape[-2], -1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from .transforms import transformed
 from .vandermonde import without_denormals
 
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
@@ -101,6 +102,8 @@ def krylov(A: Tensor, b: Tensor, c: Tensor, L: int, *, dtype: torch.dtype | None
     batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1], c.shape[:-2])
     A, b, c = (x.expand(*batch, *x.shape[-k:]).reshape(-1, *x.shape[-k:]) for x, k in ((A, 2), (b, 1), (c, 2)))
     block = max(1, _BLOCK // max(1, _factor_numbers(N, c.shape[-2], L)))
+    if transformed():
+        return _plain(A, b, c, L, dtype).reshape(*batch, -1, L)
     K: Tensor = _Krylov.apply(A, b, c, L, dtype, block)[0]  # type: ignore[no-untyped-call]
     return K.reshape(*batch, *K.shape[-2:])
 
@@ -158,6 +161,12 @@ def _factors(A: Tensor, b: Tensor, c: Tensor, L: int) -> tuple[list[Tensor], Ten
 def _product(rows: Tensor, columns: Tensor, L: int) -> Tensor:
     K: Tensor = rows.flatten(1, 2) @ columns
     return K.view(*rows.shape[:-1], -1).flatten(-2)[..., :L]
+
+
+def _plain(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> Tensor:
+    """The response by operations of torch, for second derivatives and torch.func."""
+    _, columns, rows = _factors(A, b, c, L)
+    return _product(rows.to(dtype), columns.to(dtype), L)
 
 
 def _cast_factors(A: Tensor, b: Tensor, c: Tensor, L: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -224,12 +233,13 @@ class _Krylov(torch.autograd.Function):
         ctx.save_for_backward(*system, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         A, b, c, *kept = ctx.saved_tensors
         system = (A, b, c)
         if torch.is_grad_enabled():
-            columns, rows = _factors(A, b, c, ctx.L)[1:]
-            K = _product(rows.to(ctx.dtype), columns.to(ctx.dtype), ctx.L)
+            K = _plain(A, b, c, ctx.L, ctx.dtype)
             wanted = [x for x, needed in zip(system, ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(K, wanted, grad, create_graph=True))
             return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None)

@@ -2,11 +2,14 @@ r"""The recurrence x_k = a_k x_(k-1) + v_k along a sequence, in chunks, with its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .transforms import transformed
 
 __all__ = ["naive_recurrence", "recurrence"]
 
@@ -74,7 +77,8 @@ def recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int = -2) 
     a, v, x, dim = _arguments(a, v, x, dim)
     if v.shape[dim] == 0:
         return v, x
-    found: tuple[Tensor, Tensor] = _Recurrence.apply(a, v, x, dim)  # type: ignore[no-untyped-call]
+    run = _plain if transformed() else _Recurrence.apply
+    found: tuple[Tensor, Tensor] = run(a, v, x, dim)
     return found
 
 
@@ -108,6 +112,33 @@ def _arguments(a: Tensor, v: Tensor, x: Tensor | None, dim: int) -> tuple[Tensor
     v = v.to(dtype).expand(shape)
     x = full.to(dtype).expand(*shape[:dim], 1, *shape[dim + 1 :]).squeeze(dim)
     return a, v, x, dim
+
+
+def _plain(a: Tensor, v: Tensor, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The recurrence in n chunks of T samples, both about the root of the length, in 2 T + n operations of torch."""
+    L = v.shape[dim]
+    T = math.isqrt(L - 1) + 1
+    n = -(-L // T)
+    # With a constant `a` states in float32 would drift.
+    dtype = torch.promote_types(v.dtype, torch.float64) if a.shape[dim] == 1 else v.dtype
+
+    def chunks(z: Tensor) -> tuple[Tensor, ...]:
+        z = z.to(dtype).movedim(dim, 0)
+        z = z.expand(L, *z.shape[1:])
+        padded = torch.cat([z, torch.zeros_like(z[:1]).expand(n * T - L, *z.shape[1:])])
+        parts: tuple[Tensor, ...] = padded.unflatten(0, (n, T)).unbind(1)
+        return parts
+
+    steps, inputs = chunks(a), chunks(v)
+    products, inside, before = [steps[0]], [inputs[0]], [x.to(dtype)]
+    for a_j, v_j in zip(steps[1:], inputs[1:], strict=True):
+        products.append(a_j * products[-1])
+        inside.append(a_j * inside[-1] + v_j)
+    for product, end in zip(products[-1].unbind(0), inside[-1].unbind(0), strict=True):
+        before.append(product * before[-1] + end)
+    states = torch.stack(inside, 1) + torch.stack(products, 1) * torch.stack(before[:-1]).unsqueeze(1)
+    states = states.flatten(0, 1)[:L].movedim(0, dim).to(v.dtype)
+    return states, states.select(dim, -1)
 
 
 def _blocks(L: int, width: int) -> Iterator[tuple[int, int, int]]:

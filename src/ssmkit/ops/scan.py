@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .complex import add_rotation_adjoint, from_interleaved, interleaved
+from .transforms import transformed
 
 __all__ = ["Chunk", "chunk_length", "move_on", "scan_chunks", "toeplitz"]
 
@@ -82,6 +83,11 @@ def move_on(added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor |
     return added if matrix is None else torch.baddbmm(added, state, matrix)
 
 
+def _stacked(states: list[Tensor], backwards: bool) -> Tensor:
+    """States (H, B, N) in the order of time: (H, n, B, N)."""
+    return torch.stack(states[:: -1 if backwards else 1], dim=1)
+
+
 class _Carry(torch.autograd.Function):
     """The states before each of n chunks and after the last one.
 
@@ -94,19 +100,19 @@ class _Carry(torch.autograd.Function):
     def forward(
         added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None, backwards: bool
     ) -> tuple[Tensor, Tensor]:
-        before = torch.empty_like(added)
-        order = range(added.shape[1])
+        before = []
+        parts = added.unbind(1)[:: -1 if backwards else 1]
         if matrix is not None or poles is None:
-            for i in reversed(order) if backwards else order:
-                before[:, i] = state
-                state = move_on(added[:, i], state, poles, matrix)
-            return before, state
+            for part in parts:
+                before.append(state)
+                state = move_on(part, state, poles, matrix)
+            return _stacked(before, backwards), state
         # States between chunks stay in the dtype of the poles: fewer operations, and less rounding.
         s = from_interleaved(state).to(poles.dtype)
-        for i in reversed(order) if backwards else order:
-            before[:, i] = interleaved(s)
-            s = torch.addcmul(from_interleaved(added[:, i]).to(s.dtype), s, poles)
-        return before, interleaved(s).to(state.dtype)
+        for part in parts:
+            before.append(interleaved(s).to(added.dtype))
+            s = torch.addcmul(from_interleaved(part).to(s.dtype), s, poles)
+        return _stacked(before, backwards), interleaved(s).to(state.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -134,7 +140,9 @@ def _chunks(
     # Contiguous: with a transposed view torch makes a copy and a product for each feature, which is ten times slower.
     flat = u.view(B, n, T, H).permute(3, 1, 0, 2).reshape(H, n * B, T).contiguous()
     before, state = carry(torch.bmm(flat, chunk.reach).view(H, n, B, -1), state)
-    y = torch.bmm(flat, chunk.inside).baddbmm_(before.view(H, n * B, -1), chunk.observe)
+    # In place, which saves a tensor of the size of the output, but not if vmap batches only the second product.
+    add = torch.baddbmm if transformed() else Tensor.baddbmm_
+    y = add(torch.bmm(flat, chunk.inside), before.view(H, n * B, -1), chunk.observe)
     return y.view(H, n, B, -1, T).permute(2, 1, 4, 3, 0).reshape(B, L, -1), state
 
 
@@ -164,7 +172,7 @@ def scan_chunks(
 
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         # For a short block, the overhead of autograd costs more than the products.
-        run = _Carry.apply if torch.is_grad_enabled() else _Carry.forward
+        run = _Carry.apply if torch.is_grad_enabled() and not transformed() else _Carry.forward
         before, after = run(added, state, chunk.poles, chunk.matrix, False)
         return before, after
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
+from .recurrence import recurrence
+from .transforms import transformed
 
 __all__ = ["naive_selective_scan", "selective_scan"]
 
@@ -82,7 +84,8 @@ def selective_scan(
     u, dt, A, B, C, x = _arguments(u, dt, A, B, C, x)
     if not u.numel():
         return u.clone(), x
-    found: tuple[Tensor, Tensor] = _Selective.apply(u, dt, A, B, C, x)  # type: ignore[no-untyped-call]
+    run = _plain if transformed() else _Selective.apply
+    found: tuple[Tensor, Tensor] = run(u, dt, A, B, C, x)
     return found
 
 
@@ -103,6 +106,13 @@ def _arguments(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor
             f"dividing E, or (E, N), and `x` (b, E, N), got {got}."
         )
     return u, dt, A, B, C, u.new_zeros(b, E, N) if x is None else given[5]
+
+
+def _plain(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition with the states of the whole sequence in memory."""
+    B, C = (v if v.ndim == 2 else v.repeat_interleave(u.shape[2] // v.shape[2], dim=2) for v in (B, C))
+    states, last = recurrence((dt[..., None] * A).exp(), (dt * u)[..., None] * B, x, dim=1)
+    return (C * states).sum(-1), last
 
 
 class _Blocks:

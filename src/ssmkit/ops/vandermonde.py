@@ -2,6 +2,7 @@ r"""Vandermonde products: sums of exponential sequences, and their transpose."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import _checks
 from .complex import from_interleaved, from_pairs, interleaved, to_pairs
+from .transforms import transformed
 
 __all__ = [
     "check_sums",
@@ -77,6 +79,8 @@ class _WithoutDenormals(torch.autograd.Function):
 
 def without_denormals(x: Tensor) -> Tensor:
     """Sets tiny numbers to zero: float32 products of denormal numbers are ten times slower on a CPU."""
+    if transformed():
+        return x
     y: Tensor = _WithoutDenormals.apply(x)  # type: ignore[no-untyped-call]
     return y
 
@@ -91,9 +95,12 @@ class _Tables(NamedTuple):
 
 
 def _tables(x: Tensor, L: int, dtype: torch.dtype) -> _Tables:
-    """Computed in complex128, so that the phase is accurate at any l, and cast to the complex dtype of `dtype`."""
+    """Computed in complex128, so that the phase is accurate at any l, and cast to the complex dtype of `dtype`.
+
+    They carry no graph, since the sums have a gradient of their own, except in the plain form.
+    """
     J = 1 << max(L - 1, 0).bit_length() // 2
-    with torch.no_grad():
+    with nullcontext() if transformed() else torch.no_grad():
         small = powers(x.to(torch.complex128), J)
         giant = powers(small[..., -1, :] * x, -(-L // J))
         small, giant = (from_pairs(without_denormals(to_pairs(t))) for t in (small, giant))
@@ -181,7 +188,8 @@ def real_vandermonde(v: Tensor, x: Tensor, L: int, dtype: torch.dtype) -> Tensor
         >>> real_vandermonde(torch.ones(1, 1, dtype=torch.complex128), x, 4, torch.float64)
         tensor([[ 1.0000,  0.0000, -0.2500,  0.0000]], dtype=torch.float64)
     """
-    y: Tensor = _Sums.apply(v, x, *_tables(x, L, dtype))  # type: ignore[no-untyped-call]
+    sums = _Sums.forward if transformed() else _Sums.apply
+    y: Tensor = sums(v, x, *_tables(x, L, dtype))
     return y[..., :L]
 
 
@@ -255,5 +263,6 @@ def vandermonde_transpose(u: Tensor, x: Tensor) -> Tensor:
     u, x = u.expand(*batch, u.shape[-1]), x.expand(*batch, x.shape[-1])
     rows = torch.stack([u.real, u.imag], dim=-2) if u.is_complex() else u[..., None, :]
     tables = _tables(x, u.shape[-1], _REAL[result])
-    s: Tensor = _Polynomials.apply(rows, x, *tables)  # type: ignore[no-untyped-call]
+    polynomials = _Polynomials.forward if transformed() else _Polynomials.apply
+    s: Tensor = polynomials(rows, x, *tables)
     return s[..., 0, :] + 1j * s[..., 1, :] if u.is_complex() else s[..., 0, :]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..ops.transforms import transformed
 from .words import Vector, Words
 
 __all__ = ["ForwardSystem", "System", "own", "part", "per_sample"]
@@ -52,11 +53,7 @@ def per_sample(rate: float | Tensor) -> float | Tensor:
 
 def _may_keep() -> bool:
     """False while a graph is traced or transformed, or under a dispatch mode, where tensors may be fake ones."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    )
+    return not (torch.compiler.is_compiling() or transformed() or torch._C._len_torch_dispatch_stack())
 
 
 def part(make: Callable[..., _T]) -> Callable[..., _T]:
