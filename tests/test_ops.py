@@ -207,6 +207,21 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(ops.cauchy, (v.requires_grad_(), z.requires_grad_(), w.requires_grad_()))
 
 
+@pytest.mark.parametrize("L", [1, 7])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_gradients_of_krylov_that_are_not_there(L, block):
+    """A single sample does not depend on `A`; and an output that is not used has no gradient."""
+    shapes = ((2, 3, 3), (2, 3), (2, 2, 3))
+    system = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    with mock.patch.object(sys.modules["ssmkit.ops.krylov"], "_BLOCK", block):
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert check(lambda A, b, c: ops.krylov(A, b, c, L), system)
+        for second in (False, True):
+            unused = torch._C._functions.UndefinedGrad()(ops.krylov(*system, L))
+            found = torch.autograd.grad(unused.sum(), system, create_graph=second, allow_unused=True)
+            assert all(g is None or not g.any() for g in found)
+
+
 def check_single_precision(f, *arguments, against=None):
     """float32 within 5e-5 of float64 computed from the same float32 inputs, values and gradients."""
     low = [a.detach().requires_grad_() for a in arguments]

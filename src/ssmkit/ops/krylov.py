@@ -241,7 +241,8 @@ class _Krylov(torch.autograd.Function):
         if torch.is_grad_enabled():
             K = _plain(A, b, c, ctx.L, ctx.dtype)
             wanted = [x for x, needed in zip(system, ctx.needs_input_grad, strict=False) if needed]
-            found = iter(torch.autograd.grad(K, wanted, grad, create_graph=True))
+            # A single sample does not depend on A.
+            found = iter(torch.autograd.grad(K, wanted, grad, create_graph=True, allow_unused=True))
             return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None)
         if kept:
             parts = [_gradient(grad, *kept)]
