@@ -100,6 +100,32 @@ def test_any_optimiser_accepts_them(optimizer):
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["log_dt", "B", "C"])
+def test_what_parametrises_a_parameter_is_in_its_group(name):
+    """One parameter as two, as with a weight norm, and as one with the parameters of a module, at any depth."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.ModuleDict({"bias": nn.PReLU()})
+
+        def forward(self, x):
+            return x * self.inside["bias"].weight
+
+    def groups(model):
+        found = sorted_by_name(model, lr=1e-2, weight_decay=0.1)
+        return {name.rsplit("parametrizations.")[-1]: tuple(group) for *group, names in found for name in names}
+
+    expected = groups(S4D(3, 4))
+    group = expected.pop(name)
+    layer = S4D(3, 4)
+    nn.utils.parametrizations.weight_norm(layer, name)
+    assert groups(layer) == {**expected, f"{name}.original0": group, f"{name}.original1": group}
+    layer = S4D(3, 4)
+    nn.utils.parametrize.register_parametrization(layer, name, Scaled())
+    assert groups(layer) == {**expected, f"{name}.original": group, f"{name}.0.inside.bias.weight": group}
+
+
 def test_layers_of_the_user_are_included():
     class Own(nn.Module):
         SSM_PARAMETERS = ("poles",)

@@ -2,9 +2,11 @@ r"""Parameter groups with the learning rates and weight decay of state-space net
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import _checks
 from .layers import LearnedStart
@@ -14,6 +16,14 @@ __all__ = ["param_groups"]
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _PLAIN = (*_NORMS, LearnedStart)
 """Modules whose own parameters have no weight decay."""
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module itself; those that parametrise one have its name."""
+    if is_parametrized(module):
+        for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            yield from ((name, parameter) for parameter in chain.parameters())
+    yield from module.named_parameters(recurse=False)
 
 
 def param_groups(
@@ -27,7 +37,8 @@ def param_groups(
     - all others: at `lr`, with decay.
 
     Every trainable parameter is in exactly one group, once, even if the model uses it several times; empty groups are
-    left out. A layer of your own names its state-space parameters in a class attribute `SSM_PARAMETERS`, a tuple.
+    left out. What parametrises a parameter (:mod:`torch.nn.utils.parametrize`) is in the group of that parameter. A
+    layer of your own names its state-space parameters in a class attribute `SSM_PARAMETERS`, a tuple.
 
     References:
         | Efficiently Modeling Long Sequences with Structured State Spaces (Gu et al., 2022), Appendix D.2
@@ -60,7 +71,7 @@ def param_groups(
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         names = getattr(module, "SSM_PARAMETERS", ())
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in _named(module):
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
