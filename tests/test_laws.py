@@ -249,6 +249,27 @@ def test_states_have_the_given_device_and_dtype(name):
         )
 
 
+ON_META = ["S4", "S4D", "S5", "LRU", "ShortConv", "S6", "SSD", "S4Block, GLU, dropout", "MultiRate", "Mamba", "Mamba2"]
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_meta_tensors_have_the_shapes_of_every_mode(name):
+    """Also with a given system, which makes and keeps its parts; torch has no autocast on this device."""
+    layer = CAUSAL[name]().eval()
+    u = example_input(layer, 2, 40)
+    for autocast in (False, True):
+        shapes = []
+        for device in ("cpu", "meta"):
+            v, made = u.to(device), copy.deepcopy(layer).to(device)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y, state, system = made(v), made.initial_state(2, device=device), made.system()
+                found = [y, *(made.scan(v, state, part)[0] for part in (None, system))]
+                found += [made.step(v[:, 0], state, part)[0] for part in (None, system)]
+            assert {x.device.type for x in found} == {device}
+            shapes.append([x.shape for x in found])
+        assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 def test_empty_sequences_have_gradients(name):
     layer = CAUSAL[name]().eval()

@@ -13,8 +13,9 @@ from .. import _checks
 from ..initializers import log_uniform
 from ..ops.complex import from_pairs, to_pairs
 from ..systems import DiscreteDiagonal, DiscreteDPLR, ForwardSystem, TwoSided
+from ..systems.base import full_precision
 from .base import at_least_float32
-from .statespace import StateSpaceLayer, full_precision
+from .statespace import StateSpaceLayer
 
 __all__ = ["FeaturewiseLayer", "pair"]
 

@@ -3,7 +3,6 @@ r"""The base of layers that are a system: checks, dtypes, batch axes, dropout an
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NoReturn, final
 
 import torch
@@ -13,17 +12,11 @@ from torch.nn import functional as F
 from .. import _checks
 from ..states import State
 from ..systems import ForwardSystem
+from ..systems.base import full_precision
 from ..systems.timed import fit_rate
 from .base import SequenceLayer, at_least_float32, refuse_forward_only
 
-__all__ = ["StateSpaceLayer", "full_precision"]
-
-
-def full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Switches autocast off if it is on; otherwise does nothing, since entering a context is slow."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+__all__ = ["StateSpaceLayer"]
 
 
 class StateSpaceLayer(SequenceLayer):

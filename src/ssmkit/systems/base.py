@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..ops.transforms import transformed
 from .words import Vector, Words
 
-__all__ = ["ForwardSystem", "System", "own", "part", "per_sample"]
+__all__ = ["ForwardSystem", "System", "full_precision", "own", "part", "per_sample"]
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,16 @@ def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return x.to(dtype, copy=True).resolve_conj()
     return x.to(dtype, copy=True).resolve_conj()
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off if it is on; otherwise does nothing, since entering a context is slow.
+
+    Some devices, such as `meta`, have no autocast.
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def per_sample(rate: float | Tensor) -> float | Tensor:
@@ -105,7 +116,7 @@ def part(make: Callable[..., _T]) -> Callable[..., _T]:
             return kept[place]
         if not _may_keep():
             return make(self, *key)
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), full_precision(self.device.type):
             made = kept[place] = make(self, *key)
         return made
 
