@@ -430,6 +430,21 @@ def test_hooks_of_positionwise_modules_run_in_every_mode(hook):
         assert len(seen) == count
 
 
+def test_hooks_of_layers_run_when_a_layer_is_called():
+    """The hooks of containers, and of layers with a system, run in `forward` alone."""
+    layer, seen = S4D(2, 4), []
+    net = Sequential(layer)
+    for module in (layer, net):
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+        module.register_forward_pre_hook(lambda module, _: seen.append(module))
+    u = torch.randn(1, 3, 2)
+    net(u)
+    assert seen == [net, layer, layer, net]
+    _, state = net.scan(u, net.initial_state(1))
+    net.step(u[:, 0], state)
+    assert len(seen) == 4
+
+
 def test_what_hooks_return_is_used_in_every_mode():
     linear = nn.Linear(2, 2)
     net = Sequential(linear)
