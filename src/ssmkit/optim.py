@@ -37,7 +37,7 @@ def param_groups(
     - all others: at `lr`, with decay.
 
     Every trainable parameter is in exactly one group, once, even if the model uses it several times; empty groups are
-    left out. What parametrises a parameter (:mod:`torch.nn.utils.parametrize`) is in the group of that parameter. A
+    left out. What parametrises a parameter (`torch.nn.utils.parametrize`) is in the group of that parameter. A
     layer of your own names its state-space parameters in a class attribute `SSM_PARAMETERS`, a tuple.
 
     References:
