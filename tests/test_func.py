@@ -21,6 +21,7 @@ from ssmkit import (
     Sequential,
     ShortConv,
     ops,
+    systems,
 )
 from ssmkit.testing import relative_error
 
@@ -292,3 +293,13 @@ def test_modules_with_a_plain_form(options):
     norm.register_forward_hook(lambda module, inputs, output: output + 1)
     assert relative_error(vmap(net)(u), net(u)) < 1e-12
     assert relative_error(vmap(lambda u: net.step(u, ((), ()))[0])(u), net(u)) < 1e-12
+
+
+def test_dense_systems_of_batched_poles():
+    """Poles that are batched go into a matrix that is not."""
+    a, one = poles(2, 1, 3), torch.ones(1, 3, dtype=torch.complex128)
+
+    def matrix(a):
+        return systems.Diagonal(a, one, one[None]).dense().A
+
+    assert relative_error(vmap(matrix)(a), torch.stack([matrix(row) for row in a])) < 1e-12
