@@ -124,12 +124,12 @@ class S4(FeaturewiseLayer):
             device=device,
             dtype=dtype,
         )
-        if discretization != "bilinear":
+        if not (isinstance(discretization, str) and discretization == "bilinear"):
             raise ValueError(
                 f"S4: `discretization` must be 'bilinear', the rule that keeps the matrix diagonal plus low rank, got "
                 f"{discretization!r}; S4D also has 'zoh'."
             )
-        if rank == 0:
+        if isinstance(rank, int) and rank == 0:
             raise ValueError(f"S4: `rank` must be at least 1, got {rank}; a layer of rank 0 is S4D.")
         if rank is not None:
             _checks.integer("S4", "rank", rank)
