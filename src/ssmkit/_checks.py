@@ -11,7 +11,7 @@ import functools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ __all__ = [
     "state",
     "step_size",
     "tensor",
+    "with_values",
 ]
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -211,6 +212,13 @@ def tensor(where: str, name: str, value: Any) -> Tensor:
     if value.layout is not torch.strided:
         raise TypeError(f"{where}: `{name}` must be a dense tensor, got layout {value.layout}.")
     return value
+
+
+def with_values(where: str, name: str, value: Any) -> Tensor:
+    """A dense tensor whose values can be read."""
+    if tensor(where, name, value).is_meta:
+        raise ValueError(f"{where}: `{name}` must have values, got a tensor on the device meta.")
+    return cast(Tensor, value)
 
 
 def same_device(where: str, name: str, value: torch.device, other_name: str, other: torch.device) -> None:

@@ -285,8 +285,8 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
         raise ValueError(f"move: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
 
     def moved(x: Tensor) -> Tensor:
-        if x.is_meta and device is not None and torch.device(device).type != "meta":
-            raise ValueError("move: `state` must have values to move, got a tensor on the device meta.")
+        if device is not None and torch.device(device).type != "meta":
+            _checks.with_values("move", "state", x)
         return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
     return _map("move", moved, state)
@@ -348,11 +348,9 @@ def from_dict(tensors: Mapping[str, Tensor], like: State, prefix: str = "state")
         which = f"{missing[0]!r} is missing" if missing else f"{more[0]!r} is not in it"
         raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {which}.")
     for name, part in wanted.items():
-        dtype = _checks.tensor("from_dict", "tensors", tensors[name]).dtype
+        dtype = _checks.with_values("from_dict", "tensors", tensors[name]).dtype
         if dtype.is_floating_point != (isinstance(part, Tensor) and part.is_floating_point()):
             raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {name!r} is {dtype}.")
-        if tensors[name].is_meta:
-            raise ValueError(f"from_dict: `tensors` must have values, and {name!r} is on the device meta.")
     return _filled(like, prefix, tensors)
 
 

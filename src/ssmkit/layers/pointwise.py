@@ -108,10 +108,10 @@ class Pointwise(SequenceLayer):
         >>> layer = ssmkit.Pointwise(torch.nn.Linear(3, 5))
         >>> layer.step(torch.randn(2, 3), ())[0].shape
         torch.Size([2, 5])
-        >>> ssmkit.Pointwise(torch.nn.Softmax(dim=0))
+        >>> ssmkit.Pointwise(ssmkit.DownPool(4))
         Traceback (most recent call last):
             ...
-        ValueError: Pointwise: `module` must be position-wise, and Softmax must have dim=-1, the feature axis, and has dim=0.
+        ValueError: Pointwise: `module` must be position-wise, and DownPool changes the rate; use `ssmkit.MultiRate`.
     """
 
     def __init__(self, module: nn.Module) -> None:

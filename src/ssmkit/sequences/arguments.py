@@ -80,14 +80,7 @@ def integers(where: str, name: str, value: Any) -> Tensor:
         value = value.long()
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{where}: `{name}` must be integers, got {value.dtype}.")
-    return _with_values(where, name, value)
-
-
-def _with_values(where: str, name: str, value: Tensor) -> Tensor:
-    """A tensor whose values can be read."""
-    if _checks.tensor(where, name, value).is_meta:
-        raise ValueError(f"{where}: `{name}` must have values, got a tensor on the device meta.")
-    return value
+    return _checks.with_values(where, name, value)
 
 
 def values(x: Tensor) -> list[Any] | None:
@@ -129,7 +122,7 @@ def beginnings(where: str, boundaries: Any, batch: Sequence[int], L: int, *, who
         whole: Whether the rows are whole, so that sample 0 always begins a sequence, or chunks.
     """
     if isinstance(boundaries, Tensor) and boundaries.dtype == torch.bool:
-        _with_values(where, "boundaries", boundaries)
+        _checks.with_values(where, "boundaries", boundaries)
         if boundaries.shape != (*batch, L):
             raise ValueError(
                 f"{where}: `boundaries` as booleans must have shape {(*batch, L)}, one for each sample of `u`, got "
@@ -181,4 +174,4 @@ def flags(where: str, name: str, value: Any, shape: Sequence[int | str]) -> Tens
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
         raise ValueError(f"{where}: `{name}` must be a tensor of booleans with shape {wanted}, got {got}.")
-    return _with_values(where, name, value)
+    return _checks.with_values(where, name, value)
