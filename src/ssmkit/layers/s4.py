@@ -37,7 +37,9 @@ class S4(FeaturewiseLayer):
 
     Arguments:
         d_model: The number of features :math:`H`.
-        d_state: The size :math:`N` of the real state of each feature; even, as poles come in conjugate pairs.
+        d_state: The size :math:`N` of the real state of each feature; even, as poles come in conjugate pairs. The first
+            layer of a size diagonalises an :math:`N \times N` matrix, which takes seconds for a thousand states; later
+            layers use the result.
         init: Where `A` and `B` start: `"legs"`, `"legt"`, `"lagt"`, `"fout"`, or a function :math:`N \mapsto (A, B)`
             such as :func:`ssmkit.hippo.legs`.
         rank: The rank of :math:`P`; by default that of the initialisation (1, and 2 for LegT).
