@@ -319,20 +319,18 @@ def test_step_sizes_of_any_size(layer, steps):
                 assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-@pytest.mark.numerical
 def test_training_keeps_systems_stable():
     # An integrator is the target that pulls all poles to the border of stability.
-    model = Concatenate(S4(2, 4), S4D(2, 4), S5(2, 4), LRU(2, 4), S6(2, 2))
-    head = nn.Linear(model.d_output, 2)
+    model = Concatenate(S4(1, 2), S4D(1, 2), S5(1, 2), LRU(1, 2))
+    head = nn.Linear(4, 1)
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=1e-2)
     for _ in range(1000):
-        u = torch.randn(2, 16, 2)
+        u = torch.randn(2, 16, 1)
         loss = (head(model(u)) - u.cumsum(1)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.isfinite()
-    s4, s4d, s5, lru = list(model)[:4]
+    s4, s4d, s5, lru = model
     with torch.no_grad():
         poles, P = s4._poles, torch.view_as_complex(s4.P.double())
         poles, P = torch.cat([poles, poles.conj()], -1), torch.cat([P, P.conj()], -2)
@@ -340,6 +338,5 @@ def test_training_keeps_systems_stable():
         assert s4d._poles.real.max() < 0
         assert s5._poles.real.max() < 0
         assert lru.system().a.abs().max() < 1
-        y, state = model.scan(torch.randn(1, 5000, 2), model.initial_state(1))
-        assert fuzz.finite((y, state))
-        assert y.abs().max() < 1e4
+        assert loss.isfinite()
+        assert fuzz.finite(model.scan(torch.randn(1, 5000, 1), model.initial_state(1)))

@@ -146,13 +146,12 @@ def probability(where: str, name: str, value: float) -> float:
 def known(where: str, name: str, value: Any, options: Iterable[str]) -> str:
     """A name from a list; the error for a misspelt one suggests the closest."""
     options = sorted(options)
-    if not isinstance(value, str):
-        raise TypeError(f"{where}: `{name}` must be one of the names {', '.join(options)}, got {shown(value)}.")
-    if value in options:
+    if isinstance(value, str) and value in options:
         return value
-    close = difflib.get_close_matches(value, options, n=1)
+    close = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{where}: unknown `{name}` {value!r}; the known ones are {', '.join(options)}.{hint}")
+    got = " ".join(repr(value).split())
+    raise ValueError(f"{where}: unknown `{name}` {got}; the known ones are {', '.join(options)}.{hint}")
 
 
 def choice(where: str, name: str, value: Any, options: Iterable[str]) -> None:
