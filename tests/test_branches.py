@@ -57,18 +57,18 @@ def test_widths_are_known():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (Product, "Product: at least one branch is needed, got none"),
-        (lambda: Concatenate({}), "Concatenate: at least one branch is needed, got none"),
+        (Product, "Product: `branches` must hold at least one branch, got none"),
+        (lambda: Concatenate({}), "Concatenate: `branches` must hold at least one branch, got none"),
         (
             lambda: Product(S4D(4), nn.GELU(), nn.Linear(5, 4)),
-            r"Product: the branches must take the same width, got 5 in branch 2 \(Pointwise\) and 4 before it",
+            r"Product: `branches` must take the same width, got 5 in branch 2 \(Pointwise\) and 4 before it",
         ),
         (lambda: Concatenate(S4D(4), S4D(5)), r"Concatenate: .* got 5 in branch 1 \(S4D\) and 4 before it"),
         (
             lambda: Product(S4D(4), nn.Linear(4, 5)),
-            r"Product: the branches must give the same width, got \[4, 5\]",
+            r"Product: `branches` must give the same width, got \[4, 5\]",
         ),
-        (lambda: Product(S4D(4), nn.GLU()), r"Product: the branches must give the same width, got \[2, 4\]"),
+        (lambda: Product(S4D(4), nn.GLU()), r"Product: `branches` must give the same width, got \[2, 4\]"),
         (lambda: Sequential(nn.Linear(3, 4), Product(S4D(5))), "takes width 5, but the layer before it gives 4"),
         (lambda: Sequential(Concatenate(S4D(4), S4D(4)), S4D(4)), "takes width 4, but the layer before it gives 8"),
     ],
@@ -85,10 +85,10 @@ def test_shapes_are_checked_at_run_time():
 
     u = torch.randn(2, 9, 4)
     with pytest.raises(
-        ValueError, match=r"Product: the branches must give outputs of the same shape, got \(2, 9, 4\), \(2, 9, 2\)"
+        ValueError, match=r"Product: `branches` must give outputs of the same shape, got \(2, 9, 4\), \(2, 9, 2\)"
     ):
         Product(S4D(4), Pointwise(Square()))(u)
-    with pytest.raises(ValueError, match=r"Concatenate: the branches must keep .* got shapes \(2, 9, 4\), \(2, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"Concatenate: `branches` must keep .* got shapes \(2, 9, 4\), \(2, 1, 4\)"):
         Concatenate(S4D(4), Pointwise(First()))(u)
     assert Concatenate(S4D(4), Pointwise(Square()))(u).shape == (2, 9, 6)
 

@@ -114,7 +114,7 @@ def test_unknown_modules_are_refused_with_a_hint():
     with pytest.raises(ValueError, match="Own is not known"):
         Sequential(nn.Sequential(nn.Linear(4, 4), Own()))
     ssmkit.testing.assert_modes_agree(Sequential(S4D(4, 4), Pointwise(Own())))
-    with pytest.raises(ValueError, match="Pointwise: Conv1d mixes time steps"):
+    with pytest.raises(ValueError, match="Pointwise: `module` must be position-wise, and Conv1d mixes time steps"):
         Pointwise(Own(nn.Conv1d(4, 4, 3)))
     with pytest.raises(
         ValueError, match="S4D is a sequence layer with a state of its own; put it in a container directly"
@@ -132,7 +132,7 @@ def test_pooling_modules_are_refused(container):
 
 
 def test_only_modules_go_in():
-    with pytest.raises(TypeError, match="Sequential: every layer must be a torch module, got function"):
+    with pytest.raises(TypeError, match="Sequential: `layers` must be torch modules, got <"):
         Sequential(torch.relu.__call__ if False else (lambda u: u))
     with pytest.raises(TypeError, match="Pointwise: `module` must be a torch module, got int"):
         Pointwise(3)
@@ -148,17 +148,17 @@ def test_only_modules_go_in():
     [
         (
             lambda: Sequential(S4D(4), S4D(5)),
-            r"Sequential: layer 1 \(S4D\) takes width 5, but the layer before it gives 4",
+            r"Sequential: `layers` must fit, and layer 1 \(S4D\) takes width 5, but the layer before it gives 4",
         ),
         (lambda: Sequential(nn.Linear(3, 4), nn.GLU(), S4D(4)), r"takes width 4, but the layer before it gives 2"),
         (lambda: Sequential(nn.Embedding(9, 4), nn.Linear(5, 4)), "takes width 5, but the layer before it gives 4"),
-        (lambda: Residual(nn.Linear(4, 5)), "Residual: the layers must give back the width they take, got 4 in and 5"),
+        (lambda: Residual(nn.Linear(4, 5)), "Residual: `layers` must give back the width they take, got 4 in and 5"),
         (lambda: Residual(S4D(4, channels=2)), "got 4 in and 8 out"),
         (lambda: MultiRate(4, S4D(4)), r"MultiRate: `layer` must take and give width 8 \(`expand \* d_model`\)"),
         (lambda: S4Block(4, S4D(5)), r"S4Block: `layer` must take width 4 \(`d_model`\), got 5"),
         (lambda: S4Block(4, lambda d: S4D(d + 1)), r"S4Block: `layer` must take width 4 \(`d_model`\), got 5"),
         (lambda: S4Block(4, Pointwise(Own())), r"S4Block: `layer` must know its output width \(`d_output`\)"),
-        (lambda: S4Block(4, nn.Conv1d(4, 4, 3)), "S4Block: Conv1d mixes time steps"),
+        (lambda: S4Block(4, nn.Conv1d(4, 4, 3)), "S4Block: `layer` must be position-wise, and Conv1d mixes time steps"),
         (lambda: S4Block(4, dtype=torch.complex64), "S4Block: `dtype` must be a real floating dtype"),
         (lambda: MultiRate(0, S4D(4)), "MultiRate: `d_model` must be at least 1, got 0"),
         (lambda: MultiRate(2, S4D(4), pool=0), "MultiRate: `pool` must be at least 1, got 0"),
@@ -185,7 +185,7 @@ def test_widths_are_known():
 
 def test_residual_checks_shapes_at_run_time():
     layer = Residual(nn.GLU())
-    with pytest.raises(ValueError, match=r"Residual: the layers must keep the shape \(2, 9, 4\)"):
+    with pytest.raises(ValueError, match=r"Residual: `layers` must keep the shape \(2, 9, 4\)"):
         layer(torch.randn(2, 9, 4))
 
 
@@ -241,7 +241,7 @@ def test_a_slice_keeps_names_as_torch_does():
 
 @pytest.mark.parametrize("name", ["", "a.b", "forward", "training"])
 def test_names_that_torch_cannot_keep_are_refused(name):
-    with pytest.raises(ValueError, match="Sequential: the name of a layer must have no dot and be no attribute of"):
+    with pytest.raises(ValueError, match="Sequential: a name in `layers` must have no dot and be no attribute of"):
         Sequential({name: S4D(4)})
 
 

@@ -261,6 +261,8 @@ def test_bad_input_gets_a_sentence():
 
 def test_widths_are_those_inside():
     assert Sequential(nn.Linear(3, 4), LearnedStart(S4D(4, channels=2)), nn.Linear(8, 2)).d_output == 2
-    with pytest.raises(ValueError, match="^Sequential: layer 1 .LearnedStart. takes width 4, but"):
+    with pytest.raises(
+        ValueError, match="^Sequential: `layers` must fit, and layer 1 .LearnedStart. takes width 4, but"
+    ):
         Sequential(nn.Linear(3, 5), LearnedStart(S4D(4)))
     assert states.detach(LearnedStart(S4D(4)).initial_state()).shape == (4, 64)

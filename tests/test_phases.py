@@ -280,21 +280,22 @@ def test_values_that_are_not_phases_are_refused(phase):
 
 
 def test_states_that_cannot_be_joined_or_mixed_are_refused():
-    with pytest.raises(ValueError, match="concatenate: states with different phases must hold a tensor, which tells"):
+    with pytest.raises(ValueError, match="concatenate: `states` with different phases must hold a tensor, which tells"):
         states.concatenate([(3,), (4,)])
     assert states.concatenate([(3,), (3,)]) == (3,)
-    with pytest.raises(ValueError, match="concatenate: the states must be of one layer"):
+    with pytest.raises(ValueError, match="concatenate: `states` must be of one layer"):
         states.concatenate([(torch.zeros(2, 3), 1), (torch.zeros(2, 3), torch.zeros(2))])
     yes = torch.tensor([True, False])
     a, b = S4D(4, 8).initial_state(2), Sequential(S4D(4, 8)).initial_state(2)
     for pair in ((a, b), (b, a), (b, (*b, *b)), (a, 3), (3, a)):
-        with pytest.raises(ValueError, match="where: the states must be of one layer, got trees that differ"):
+        with pytest.raises(ValueError, match="where: `state` and `other` must be of one layer"):
             states.where(yes, *pair)
     with pytest.raises(
-        ValueError, match=r"where: the states must have one shape, .* \(2, 4, 8\), \(3, 4, 8\) and \(2,\)"
+        ValueError,
+        match=r"where: `state` and `other` must .* \(2, 4, 8\) on cpu, shape \(3, 4, 8\) on cpu and shape \(2,\)",
     ):
         states.where(yes, a, S4D(4, 8).initial_state(3))
-    with pytest.raises(ValueError, match=r"where: the states must have one shape, .* \(2, 4, 8\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"where: `state` and `other` must .* \(2, 4, 8\) on cpu and shape \(3,\)"):
         states.where(torch.ones(3, dtype=torch.bool), a, a)
 
 

@@ -191,7 +191,12 @@ def poles(where: str, init: str | Init, N: int, rank: int | None = None) -> Pole
         init = {**HIPPO, **DIAGONAL}[name]
     elif not callable(init):
         raise TypeError(f"{where}: `init` must be a name or a function N -> (A, B), got {init!r}.")
-    A, B = (np.asarray(x) for x in init(N))
+    made = init(N)
+    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        raise TypeError(f"{where}: `init` must return a pair of arrays, got {_checks.shown(made)}.")
+    A, B = (np.asarray(x) for x in made)
+    if not all(np.issubdtype(x.dtype, np.number) and np.isfinite(x).all() for x in (A, B)):
+        raise ValueError(f"{where}: `init` must return finite numbers, got others for N = {N}.")
     if A.shape == (N, N) and B.shape == (N,):
         system = _named(init, N) if init in HIPPO.values() else _diagonalize(A, B)
         Lambda, P, B = system.Lambda[: N // 2], system.P[: N // 2], system.B[: N // 2]
@@ -254,7 +259,7 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
         >>> log_uniform((3,), 0.1, 0.2).exp().min() >= 0.1
         tensor(True)
     """
-    _checks.positive_range("log_uniform", "low", low, "high", high)
+    low, high = _checks.positive_range("log_uniform", "low", low, "high", high)
     low_log, high_log = float(np.log(low)), float(np.log(high))
     return low_log + (high_log - low_log) * torch.rand(shape, dtype=torch.float64)
 

@@ -54,6 +54,7 @@ def param_groups(
         Groups for the first argument of any optimiser in `torch.optim`.
 
     Raises:
+        TypeError: If `model` is not a torch module.
         ValueError: If a rate is not positive or the decay is negative.
 
     Example:
@@ -62,6 +63,8 @@ def param_groups(
         [(0.001, 0.0, 5), (0.004, 0.0, 7), (0.004, 0.01, 5)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"param_groups: `model` must be a torch module, got {_checks.shown(model)}.")
     _checks.positive("param_groups", "lr", lr)
     _checks.positive("param_groups", "ssm_lr", ssm_lr)
     _checks.at_least("param_groups", "weight_decay", weight_decay, 0.0)

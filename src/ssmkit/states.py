@@ -8,8 +8,9 @@ layer's state, so the state needs at least one, as in ``layer.initial_state(8)``
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -22,10 +23,25 @@ State: TypeAlias = Tensor | int | tuple["State", ...]
 """A tensor, a phase (an integer, or an integer tensor if rows differ), or a tuple of states."""
 
 
-def _map(f: Callable[[Tensor], Tensor], state: State) -> State:
+_DTYPES = _checks.FLOATING | {torch.int64, torch.int32}
+
+
+def _map(where: str, f: Callable[[Tensor], Tensor], state: State) -> State:
     if isinstance(state, tuple):
-        return tuple(_map(f, child) for child in state)
-    return f(state) if isinstance(state, Tensor) else state
+        return tuple(_map(where, f, child) for child in state)
+    part = _part(where, state)
+    return f(part) if isinstance(part, Tensor) else part
+
+
+def _part(where: str, value: Any) -> Tensor | int:
+    """A part of a state: a floating tensor or a phase."""
+    phase = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    if not phase and not (isinstance(value, Tensor) and value.dtype in _DTYPES and value.layout is torch.strided):
+        raise TypeError(
+            f"{where}: `state` must be a dense real tensor, a phase (an integer of at least 0), or a tuple of these, "
+            f"got {_checks.shown(value)}."
+        )
+    return cast(Tensor | int, value)
 
 
 def select(state: State, index: int | slice | Sequence[int] | Tensor) -> State:
@@ -40,7 +56,8 @@ def select(state: State, index: int | slice | Sequence[int] | Tensor) -> State:
         The state of the rows taken.
 
     Raises:
-        TypeError: If `index` is True or False.
+        TypeError: If `index` is True or False, or `state` not a state.
+        ValueError: If `index` is not in the batch.
 
     Example:
         >>> layer = ssmkit.S4D(4)
@@ -50,7 +67,18 @@ def select(state: State, index: int | slice | Sequence[int] | Tensor) -> State:
     if isinstance(index, bool):
         # torch treats a boolean as a mask without axes, which would add an axis.
         raise TypeError(f"select: `index` must be an integer, a slice, a list or a tensor, got {index!r} (bool).")
-    return _map(lambda x: x[index if isinstance(index, (int, slice, Tensor)) else list(index)], state)
+
+    def take(x: Tensor) -> Tensor:
+        try:
+            rows = index if isinstance(index, (int, slice, Tensor)) else [operator.index(row) for row in index]
+            return x[rows]
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"select: `index` must take rows of the first axis, got {_checks.shown(index)} for a tensor of shape "
+                f"{tuple(x.shape)}."
+            ) from error
+
+    return _map("select", take, state)
 
 
 def repeat(state: State, times: int) -> State:
@@ -72,7 +100,13 @@ def repeat(state: State, times: int) -> State:
         torch.Size([6, 4, 64])
     """
     _checks.integer("repeat", "times", times)
-    return _map(lambda x: x.repeat_interleave(times, dim=0), state)
+
+    def copies(x: Tensor) -> Tensor:
+        if not x.ndim:
+            raise ValueError("repeat: `state` must have a batch axis, got a tensor without axes.")
+        return x.repeat_interleave(times, dim=0)
+
+    return _map("repeat", copies, state)
 
 
 def concatenate(states: Sequence[State]) -> State:
@@ -98,6 +132,8 @@ def concatenate(states: Sequence[State]) -> State:
         >>> concatenate([later, layer.initial_state(1)])[2]
         tensor([1, 1, 0])
     """
+    if not isinstance(states, (list, tuple)):
+        raise TypeError(f"concatenate: `states` must be a list of states, got {_checks.shown(states)}.")
     if not states:
         raise ValueError("concatenate: `states` must hold at least one state.")
     return _join(states, [next(_tensors(state), None) for state in states])
@@ -123,8 +159,11 @@ def _join(states: Sequence[State], like: Sequence[Tensor | None]) -> State:
         largest = max(phases, key=lambda phase: phase.ndim)
         states = [_with_axes(phase, largest.ndim).expand(len(phase), *largest.shape[1:]) for phase in phases]
     tensors = [s for s in states if isinstance(s, Tensor)]
-    if len(tensors) < len(states) or any(s.shape[1:] != tensors[0].shape[1:] for s in tensors):
-        raise ValueError("concatenate: the states must be of one layer, got trees that differ.")
+    alike = {(s.shape[1:], s.is_floating_point(), s.device, s.ndim > 0) for s in tensors}
+    if len(tensors) < len(states) or len(alike) > 1 or not tensors[0].ndim:
+        raise ValueError(
+            "concatenate: `states` must be of one layer, on one device and with a batch axis, got trees that differ."
+        )
     return torch.cat(tensors)
 
 
@@ -134,7 +173,7 @@ def _spread(phase: int | Tensor, rows: Tensor | None) -> Tensor:
         return phase
     if rows is None:
         raise ValueError(
-            "concatenate: states with different phases must hold a tensor, which tells the number of their rows."
+            "concatenate: `states` with different phases must hold a tensor, which tells the number of their rows."
         )
     return torch.full((len(rows),), phase, device=rows.device)
 
@@ -166,23 +205,42 @@ def where(condition: Tensor, state: State, other: State) -> State:
         >>> bool((state[1] == 0).all())
         True
     """
+    if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
+        raise TypeError(f"where: `condition` must be a boolean tensor, got {_checks.shown(condition)}.")
     if isinstance(state, tuple) and isinstance(other, tuple) and len(state) == len(other):
         return tuple(where(condition, a, b) for a, b in zip(state, other, strict=True))
     if isinstance(state, int) and isinstance(other, int) and state == other:
         return state
+    try:
+        return _chosen(condition, state, other)
+    except (RuntimeError, OverflowError) as error:
+        raise _unlike(condition, state, other) from error
+
+
+def _chosen(condition: Tensor, state: State, other: State) -> Tensor:
+    """:func:`where` for two parts of states, of which at most one is an integer."""
     a, b = (condition.new_full((), x, dtype=torch.long) if isinstance(x, int) else x for x in (state, other))
-    if isinstance(a, tuple) or isinstance(b, tuple) or a.is_floating_point() != b.is_floating_point():
-        raise ValueError("where: the states must be of one layer, got trees that differ.")
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.is_floating_point() != b.is_floating_point():
+        raise _unlike(condition, state, other)
     if not a.is_floating_point():
         # Phases: integers get the axes of the condition, and tensors may have fewer axes than it.
         ndim = max(a.ndim, b.ndim, condition.ndim)
-        return torch.where(_with_axes(condition, ndim), *(_with_axes(x, ndim) if x.ndim else x for x in (a, b)))
+        a, b = (_with_axes(x, ndim) if x.ndim else x for x in (a, b))
+        return torch.where(_with_axes(condition, ndim), a, b)
     if a.shape != b.shape or a.shape[: condition.ndim] != condition.shape:
-        raise ValueError(
-            f"where: the states must have one shape, which begins with that of `condition`, got {tuple(a.shape)}, "
-            f"{tuple(b.shape)} and {tuple(condition.shape)}."
-        )
+        raise _unlike(condition, a, b)
     return torch.where(_with_axes(condition, a.ndim), a, b)
+
+
+def _unlike(condition: Tensor, state: State, other: State) -> ValueError:
+    return ValueError(
+        "where: `state` and `other` must be of one layer, with one device and one shape, which begins with that of "
+        f"`condition`, got {_described(state)}, {_described(other)} and {_described(condition)}."
+    )
+
+
+def _described(x: State) -> str:
+    return f"shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
 
 
 def detach(state: State) -> State:
@@ -200,7 +258,7 @@ def detach(state: State) -> State:
         >>> state.requires_grad, detach(state).requires_grad
         (True, False)
     """
-    return _map(Tensor.detach, state)
+    return _map("detach", Tensor.detach, state)
 
 
 def move(state: State, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
@@ -222,9 +280,16 @@ def move(state: State, device: torch.device | str | None = None, dtype: torch.dt
         >>> move(layer.initial_state(1), dtype=torch.float64).dtype
         torch.float64
     """
+    _checks.given("move", device, dtype)
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"move: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
-    return _map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None), state)
+
+    def moved(x: Tensor) -> Tensor:
+        if device is not None and torch.device(device).type != "meta":
+            _checks.with_values("move", "state", x)
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+
+    return _map("move", moved, state)
 
 
 def to_dict(state: State, prefix: str = "state") -> dict[str, Tensor]:
@@ -242,11 +307,12 @@ def to_dict(state: State, prefix: str = "state") -> dict[str, Tensor]:
         >>> {name: tuple(x.shape) for name, x in to_dict(model.initial_state(3)).items()}
         {'state.1.0': (3, 4, 4), 'state.1.1': (3, 4, 4), 'state.1.2': (), 'state.1.3': (3, 8, 64)}
     """
+    _prefix("to_dict", prefix)
     return {
         name: part.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(part, Tensor)
         else torch.tensor(part)
-        for name, part in _named(state, prefix)
+        for name, part in _named("to_dict", state, prefix)
     }
 
 
@@ -272,26 +338,34 @@ def from_dict(tensors: Mapping[str, Tensor], like: State, prefix: str = "state")
         >>> again[2], torch.equal(again[3], state[3])
         (3, True)
     """
-    wanted = dict(_named(like, prefix))
+    _prefix("from_dict", prefix)
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"from_dict: `tensors` must be a mapping of names to tensors, got {_checks.shown(tensors)}.")
+    wanted = dict(_named("from_dict", like, prefix))
     found = {name for name in tensors if name == prefix or name.startswith(f"{prefix}.")}
     if found != set(wanted):
         missing, more = sorted(set(wanted) - found), sorted(found - set(wanted))
         which = f"{missing[0]!r} is missing" if missing else f"{more[0]!r} is not in it"
         raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {which}.")
     for name, part in wanted.items():
-        dtype = tensors[name].dtype
+        dtype = _checks.with_values("from_dict", "tensors", tensors[name]).dtype
         if dtype.is_floating_point != (isinstance(part, Tensor) and part.is_floating_point()):
             raise ValueError(f"from_dict: `tensors` must be of the same layer as `like`, and {name!r} is {dtype}.")
     return _filled(like, prefix, tensors)
 
 
-def _named(state: State, name: str) -> Iterator[tuple[str, Tensor | int]]:
+def _prefix(where: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: `prefix` must be a string, got {_checks.shown(value)}.")
+
+
+def _named(where: str, state: State, name: str) -> Iterator[tuple[str, Tensor | int]]:
     """The leaves of a state, with their names."""
     if isinstance(state, tuple):
         for number, child in enumerate(state):
-            yield from _named(child, f"{name}.{number}")
+            yield from _named(where, child, f"{name}.{number}")
     else:
-        yield name, state
+        yield name, _part(where, state)
 
 
 def _filled(like: State, name: str, tensors: Mapping[str, Tensor]) -> State:

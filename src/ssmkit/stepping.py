@@ -57,6 +57,8 @@ def compile_step(model: SequenceLayer, system: System = None) -> Callable[[Tenso
         >>> y.shape
         torch.Size([2, 4])
     """
+    if not isinstance(model, SequenceLayer):
+        raise TypeError(f"compile_step: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}.")
     if not model.causal:
         refuse_forward_only("compile_step", "step", model)
     with torch.no_grad():

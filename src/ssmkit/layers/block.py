@@ -68,7 +68,8 @@ class S4Block(Chain):
         _checks.integer("S4Block", "d_model", d_model)
         _checks.integer("S4Block", "ff", ff)
         _checks.probability("S4Block", "dropout", dropout)
-        _checks.dtype("S4Block", dtype)
+        _checks.flags("S4Block", glu=glu, tie_dropout=tie_dropout)
+        _checks.given("S4Block", device, dtype)
         if not isinstance(layer, nn.Module) and callable(layer):
             given: dict[str, Any] = {"device": device, "dtype": dtype}
             layer = layer(d_model, **{name: value for name, value in given.items() if value is not None})
@@ -77,7 +78,7 @@ class S4Block(Chain):
                 f"S4Block: `layer` must be a sequence layer or a function of `d_model` that makes one, got "
                 f"{type(layer).__name__}."
             )
-        layer = as_layer("S4Block", layer)
+        layer = as_layer("S4Block", "layer", layer)
         if layer.d_input not in (None, d_model):
             raise ValueError(f"S4Block: `layer` must take width {d_model} (`d_model`), got {layer.d_input}.")
         width = output_width(layer, d_model)

@@ -22,16 +22,18 @@ __all__ = ["Branches", "Concatenate", "Product"]
 class Branches(Container):
     """Layers that read the same input: what :class:`Product` and :class:`Concatenate` have in common."""
 
+    ARGUMENT = "branches"
+
     def __init__(self, *branches: nn.Module | Mapping[str, nn.Module]) -> None:
         super().__init__(*branches)
         where = type(self).__name__
         if not len(self):
-            raise ValueError(f"{where}: at least one branch is needed, got none.")
+            raise ValueError(f"{where}: `branches` must hold at least one branch, got none.")
         self.d_input = next((branch.d_input for branch in self if branch.d_input is not None), None)
         for index, branch in enumerate(self):
             if branch.d_input not in (None, self.d_input):
                 raise ValueError(
-                    f"{where}: the branches must take the same width, got {branch.d_input} in branch {index} "
+                    f"{where}: `branches` must take the same width, got {branch.d_input} in branch {index} "
                     f"({type(branch).__name__}) and {self.d_input} before it."
                 )
         self.d_output = self.combined_width([output_width(branch, self.d_input) for branch in self])
@@ -108,14 +110,14 @@ class Product(Branches):
         """The width that all branches give."""
         known = {width for width in widths if width is not None}
         if len(known) > 1:
-            raise ValueError(f"Product: the branches must give the same width, got {sorted(known)}.")
+            raise ValueError(f"Product: `branches` must give the same width, got {sorted(known)}.")
         return known.pop() if known else None
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
         """Multiplies the outputs."""
         if any(y.shape != outputs[0].shape for y in outputs):
             shapes = ", ".join(str(tuple(y.shape)) for y in outputs)
-            raise ValueError(f"Product: the branches must give outputs of the same shape, got {shapes}.")
+            raise ValueError(f"Product: `branches` must give outputs of the same shape, got {shapes}.")
         return reduce(mul, outputs)
 
 
@@ -147,5 +149,5 @@ class Concatenate(Branches):
         """Joins the outputs along the last axis."""
         if any(y.shape[:-1] != outputs[0].shape[:-1] for y in outputs):
             shapes = ", ".join(str(tuple(y.shape)) for y in outputs)
-            raise ValueError(f"Concatenate: the branches must keep batch and time axes, got shapes {shapes}.")
+            raise ValueError(f"Concatenate: `branches` must keep batch and time axes, got shapes {shapes}.")
         return torch.cat(list(outputs), dim=-1)

@@ -26,7 +26,8 @@ class Chain(Container):
         for index, layer in enumerate(self):
             if None not in (width, layer.d_input) and layer.d_input != width:
                 raise ValueError(
-                    f"{type(self).__name__}: layer {index} ({type(layer).__name__}) takes width {layer.d_input}, "
+                    f"{type(self).__name__}: `layers` must fit, and layer {index} ({type(layer).__name__}) takes width "
+                    f"{layer.d_input}, "
                     f"but the layer before it gives {width}."
                 )
             width = output_width(layer, width)
@@ -182,14 +183,13 @@ class Residual(Chain):
         super().__init__(*layers)
         if None not in (self.d_input, self.d_output) and self.d_input != self.d_output:
             raise ValueError(
-                f"Residual: the layers must give back the width they take, got {self.d_input} in and "
-                f"{self.d_output} out."
+                f"Residual: `layers` must give back the width they take, got {self.d_input} in and {self.d_output} out."
             )
 
     def combine(self, u: Tensor, y: Tensor) -> Tensor:
         """Adds the input to the output of the last layer."""
         if u.shape != y.shape:
             raise ValueError(
-                f"Residual: the layers must keep the shape {tuple(u.shape)} of their input, got {tuple(y.shape)}."
+                f"Residual: `layers` must keep the shape {tuple(u.shape)} of their input, got {tuple(y.shape)}."
             )
         return u + y

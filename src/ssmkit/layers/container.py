@@ -3,11 +3,12 @@ r"""The base of all containers: named layers, and systems and states that are tu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, ValuesView
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..states import State
 from .base import SequenceLayer, System, refuse_forward_only
 from .pointwise import as_layer
@@ -26,6 +27,9 @@ class Container(SequenceLayer):
         layers: Modules one by one, or one dictionary of them, whose keys are their names.
     """
 
+    ARGUMENT: ClassVar[str] = "layers"
+    """What errors call the layers."""
+
     def __init__(self, *layers: nn.Module | Mapping[str, nn.Module]) -> None:
         super().__init__()
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else dict(enumerate(layers))
@@ -36,9 +40,10 @@ class Container(SequenceLayer):
             name = str(key)
             if not name or "." in name or hasattr(self.layers, name):
                 raise ValueError(
-                    f"{where}: the name of a layer must have no dot and be no attribute of torch modules, got {key!r}."
+                    f"{where}: a name in `{self.ARGUMENT}` must have no dot and be no attribute of torch modules, got "
+                    f"{_checks.shown(key)}."
                 )
-            self.layers.add_module(name, as_layer(where, layer))
+            self.layers.add_module(name, as_layer(where, self.ARGUMENT, layer))
         self.causal = all(layer.causal for layer in self)
 
     def _children(self) -> ValuesView[SequenceLayer]:

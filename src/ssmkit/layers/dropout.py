@@ -59,17 +59,21 @@ class TiedDropout(SequenceLayer):
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """Draws the mask of a stream: 0 for a dropped feature and 1 / (1 - p) for a kept one."""
-        kept = torch.rand(*batch_shape, self.d_model, device=device) >= self.p
+        _checks.batch("TiedDropout", batch_shape)
+        given = _checks.given("TiedDropout", device, dtype)
+        kept = torch.rand(*batch_shape, self.d_model, device=given["device"]) >= self.p
         return kept.to(at_least_float32(dtype or torch.float32)) / (1 - self.p)
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps one sample with the mask of the state."""
-        mask = _checks.state("TiedDropout", state, u.shape)
+        _checks.last_axis("TiedDropout", "u", _checks.floating("TiedDropout", "u", u), self.d_model)
+        mask = _checks.state("TiedDropout", state, u.shape, u)
         return self._apply_mask(u, mask), mask
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps a chunk with the mask of the state."""
-        mask = _checks.state("TiedDropout", state, (*u.shape[:-2], self.d_model))
+        _checks.sequence("TiedDropout", "u", u, self.d_model)
+        mask = _checks.state("TiedDropout", state, (*u.shape[:-2], self.d_model), u)
         return self._apply_mask(u, mask[..., None, :]), mask
 
     def _apply_mask(self, u: Tensor, mask: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class FeaturewiseLayer(StateSpaceLayer):
         dtype: torch.dtype | None,
     ) -> None:
         name = type(self).__name__
+        _checks.flags(name, tie_dt=tie_dt, bidirectional=bidirectional)
         _checks.integer(name, "d_model", d_model)
         state = (d_model, _checks.even(name, "d_state", d_state))
         d_output = _checks.integer(name, "channels", channels) * d_model
@@ -61,8 +62,10 @@ class FeaturewiseLayer(StateSpaceLayer):
         self.tie_dt = tie_dt
         self.bidirectional = bidirectional
 
+        given = _checks.given(name, device, dtype)
+
         def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=_checks.dtype(name, dtype)))
+            return nn.Parameter(torch.empty(shape, **given))
 
         S, n = self.n_ssm, d_state // 2
         self.log_dt = parameter(S if tie_dt else d_model)
@@ -74,6 +77,7 @@ class FeaturewiseLayer(StateSpaceLayer):
 
     def _reset_shared(self, Lambda: Tensor, B: Tensor) -> None:
         """Initialises the parameters: poles and input gains from one system, the others at random."""
+        _checks.holds(type(self).__name__, self.A_imag.dtype, Lambda.imag, B)
         with torch.no_grad():
             self.log_dt.copy_(log_uniform(tuple(self.log_dt.shape), self.dt_min, self.dt_max))
             self.log_A_real.copy_((-Lambda.real).log().expand_as(self.log_A_real))

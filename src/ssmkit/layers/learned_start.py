@@ -8,6 +8,7 @@ from typing import TypeAlias, cast, final
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..states import State
 from .base import SequenceLayer, System, refuse_forward_only
 from .container import Container
@@ -117,8 +118,9 @@ class LearnedStart(SequenceLayer):
         Returns:
             The output, with shape :math:`(*, L, d_{output})`.
         """
-        batch, dtype = u.shape[:-1], None
+        batch, dtype = _checks.tensor("LearnedStart", "u", u).shape[:-1], None
         if u.is_floating_point():
+            _checks.floating("LearnedStart", "u", u)
             like = next((p.dtype for p in self.parameters() if p.is_floating_point()), u.dtype)
             batch, dtype = u.shape[:-2], torch.promote_types(u.dtype, like)
         return self.layer.scan(u, self.initial_state(*batch, device=u.device, dtype=dtype), system)[0]

@@ -92,8 +92,10 @@ class LRU(StateSpaceLayer):
             )
         self.r_max, self.max_phase = r_max, _checks.positive("LRU", "max_phase", max_phase)
 
+        given = _checks.given("LRU", device, dtype)
+
         def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=_checks.dtype("LRU", dtype)))
+            return nn.Parameter(torch.empty(shape, **given))
 
         n = d_state // 2
         self.nu_log, self.theta_log, self.gamma_log = parameter(n), parameter(n), parameter(n)

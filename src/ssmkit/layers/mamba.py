@@ -3,7 +3,7 @@ r"""Mamba: the selective state-space layer, and the block around it."""
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,7 @@ class S6(StateSpaceLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.flags("S6", variable_B=variable_B, variable_C=variable_C)
         _checks.integer("S6", "d_model", d_model)
         _checks.integer("S6", "d_state", d_state)
         super().__init__(d_model, d_model, (d_model, d_state), dropout=dropout)
@@ -102,8 +103,8 @@ class S6(StateSpaceLayer):
         if d_model % ngroups:
             raise ValueError(f"S6: `ngroups` must divide `d_model`, got {ngroups} and {d_model}.")
         self.dt_min, self.dt_max = _checks.positive_range("S6", "dt_min", dt_min, "dt_max", dt_max)
-        self.dt_init_floor = _checks.positive("S6", "dt_init_floor", dt_init_floor)
-        given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("S6", dtype)}
+        self.dt_init_floor = _checks.step_size("S6", "dt_init_floor", dt_init_floor)
+        given = _checks.given("S6", device, dtype)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, **given))
@@ -244,9 +245,10 @@ class Mamba(Chain):
     ) -> None:
         for name, value in (("d_model", d_model), ("d_state", d_state), ("d_conv", d_conv), ("expand", expand)):
             _checks.integer("Mamba", name, value)
+        _checks.flags("Mamba", conv_bias=conv_bias, bias=bias)
         _checks.positive_range("Mamba", "dt_min", dt_min, "dt_max", dt_max)
-        _checks.positive("Mamba", "dt_init_floor", dt_init_floor)
-        given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("Mamba", dtype)}
+        _checks.step_size("Mamba", "dt_init_floor", dt_init_floor)
+        given = _checks.given("Mamba", device, dtype)
         E = expand * d_model
         core = S6(
             E,

@@ -125,6 +125,7 @@ class SSD(StateSpaceLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.flags("SSD", D_has_hdim=D_has_hdim)
         heads = _heads("SSD", "d_model", d_model, d_state, headdim, ngroups)
         width = d_model + 2 * ngroups * d_state + heads
         super().__init__(width, d_model, (heads, headdim, d_state), dropout=dropout)
@@ -132,11 +133,13 @@ class SSD(StateSpaceLayer):
         self.A_init_range = _range("SSD", "A_init_range", A_init_range)
         _checks.positive("SSD", "A_init_range[0]", A_init_range[0])
         self.dt_min, self.dt_max = _checks.positive_range("SSD", "dt_min", dt_min, "dt_max", dt_max)
-        self.dt_init_floor = _checks.positive("SSD", "dt_init_floor", dt_init_floor)
+        self.dt_init_floor = _checks.step_size("SSD", "dt_init_floor", dt_init_floor)
         self.dt_limit, self.D_has_hdim = _range("SSD", "dt_limit", dt_limit), D_has_hdim
 
+        given = _checks.given("SSD", device, dtype)
+
         def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=_checks.dtype("SSD", dtype)))
+            return nn.Parameter(torch.empty(shape, **given))
 
         self.A_log, self.dt_bias = parameter(heads), parameter(heads)
         self.D = parameter(d_model if D_has_hdim else heads)
@@ -266,14 +269,22 @@ class Mamba2(Chain):
     ) -> None:
         for name, value in (("d_model", d_model), ("d_conv", d_conv), ("expand", expand)):
             _checks.integer("Mamba2", name, value)
+        _checks.flags(
+            "Mamba2",
+            rmsnorm=rmsnorm,
+            norm_before_gate=norm_before_gate,
+            conv_bias=conv_bias,
+            bias=bias,
+            D_has_hdim=D_has_hdim,
+        )
         E = expand * d_model
         heads = _heads("Mamba2", "expand * d_model", E, d_state, headdim, ngroups)
         _range("Mamba2", "A_init_range", A_init_range)
         _checks.positive("Mamba2", "A_init_range[0]", A_init_range[0])
         _checks.positive_range("Mamba2", "dt_min", dt_min, "dt_max", dt_max)
-        _checks.positive("Mamba2", "dt_init_floor", dt_init_floor)
+        _checks.step_size("Mamba2", "dt_init_floor", dt_init_floor)
         _range("Mamba2", "dt_limit", dt_limit)
-        given: dict[str, Any] = {"device": device, "dtype": _checks.dtype("Mamba2", dtype)}
+        given = _checks.given("Mamba2", device, dtype)
 
         def linear(d_in: int, d_out: int) -> nn.Module:
             return nn.Linear(d_in, d_out, bias=bias, **given)

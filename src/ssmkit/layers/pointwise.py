@@ -3,7 +3,7 @@ r"""Position-wise modules, which map every time step separately: which of torch'
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast, final
+from typing import Any, NoReturn, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..ops.transforms import transformed
 from ..states import State
 from .base import SequenceLayer, System
 
-__all__ = ["Pointwise", "as_layer", "chain_input_width", "no_state", "output_width"]
+__all__ = ["UNFIT", "Pointwise", "as_layer", "chain_input_width", "no_state", "output_width", "refuse_input"]
 
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.CELU,
@@ -138,10 +138,10 @@ class Pointwise(SequenceLayer):
         >>> layer = ssmkit.Pointwise(torch.nn.Linear(3, 5))
         >>> layer.step(torch.randn(2, 3), ())[0].shape
         torch.Size([2, 5])
-        >>> ssmkit.Pointwise(torch.nn.Conv1d(3, 3, 5))
+        >>> ssmkit.Pointwise(ssmkit.DownPool(4))
         Traceback (most recent call last):
             ...
-        ValueError: Pointwise: Conv1d mixes time steps (or takes axis 1 for features), so it cannot run step by step.
+        ValueError: Pointwise: `module` must be position-wise, and DownPool changes the rate; use `ssmkit.MultiRate`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -150,14 +150,14 @@ class Pointwise(SequenceLayer):
             raise TypeError(f"Pointwise: `module` must be a torch module, got {type(module).__name__}.")
         for part in module.modules():
             if reason := _mixing(part):
-                raise ValueError(f"Pointwise: {reason}.")
+                raise ValueError(f"Pointwise: `module` must be position-wise, and {reason}.")
         self.module = module
         self.d_input = input_width(module)
         self.d_output = output_width(module, self.d_input)
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Applies the module at every position."""
-        return _apply(self.module, u)
+        return self._applied(u)
 
     def system(self, rate: float | Tensor = 1.0) -> System:
         """Nothing to discretise: `()`, at any rate."""
@@ -168,19 +168,48 @@ class Pointwise(SequenceLayer):
         self, *batch_shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """No memory: `()`."""
+        _checks.batch("Pointwise", batch_shape)
+        _checks.given("Pointwise", device, dtype)
         return ()
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module to one sample."""
-        module = cast(nn.Module, self._modules["module"])
-        # The handling of hooks in `Module.__call__` costs as much as the arithmetic of one sample.
-        if transformed() or _hooked(module):
-            return _apply(module, u), no_state("Pointwise", state)
-        return module.forward(u), no_state("Pointwise", state)
+        return self._applied(u, direct=True), no_state("Pointwise", state)
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Applies the module at every position."""
-        return _apply(self.module, u), no_state("Pointwise", state)
+        return self._applied(u), no_state("Pointwise", state)
+
+    def _applied(self, u: Tensor, *, direct: bool = False) -> Tensor:
+        """The output of the module, or an error in one sentence."""
+        _checks.tensor("Pointwise", "u", u)
+        module = cast(nn.Module, self._modules["module"])
+        try:
+            # The handling of hooks in `Module.__call__` costs as much as the arithmetic of one sample.
+            y: Tensor = module.forward(u) if direct and not (transformed() or _hooked(module)) else _apply(module, u)
+        except UNFIT as error:
+            if _unknown(module) is not None:
+                raise  # by a user's own module
+            refuse_input("Pointwise", "u", u, module, error)
+        # An embedding takes indices on the device meta, and reads no weights.
+        if y.device != u.device and _unknown(module) is None:
+            _checks.same_device("Pointwise", "u", u.device, "module", y.device)
+        return y
+
+
+UNFIT = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
+"""What modules of torch raise for an input that does not fit."""
+
+
+def refuse_input(where: str, name: str, u: Tensor, module: nn.Module, error: Exception) -> NoReturn:
+    """Turns an error of a module of torch about its input into one sentence."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    raise ValueError(
+        f"{where}: `{name}` must be an input of {type(module).__name__}, got {u.dtype} of shape {tuple(u.shape)} "
+        f"({reason})."
+    ) from error
 
 
 def no_state(where: str, state: State) -> State:
@@ -233,20 +262,21 @@ def _unknown(module: nn.Module) -> nn.Module | None:
     return None if isinstance(module, _POINTWISE) else module
 
 
-def as_layer(where: str, module: nn.Module) -> SequenceLayer:
+def as_layer(where: str, name: str, module: nn.Module) -> SequenceLayer:
     """Returns a sequence layer unchanged, and a position-wise module in a :class:`Pointwise`; raises an error for
     everything else.
     """
     if isinstance(module, SequenceLayer):
         return module
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{where}: every layer must be a torch module, got {type(module).__name__}.")
+        raise TypeError(f"{where}: `{name}` must be torch modules, got {_checks.shown(module)}.")
     for part in module.modules():
         if reason := _mixing(part):
-            raise ValueError(f"{where}: {reason}.")
+            raise ValueError(f"{where}: `{name}` must be position-wise, and {reason}.")
     if (unknown := _unknown(module)) is not None:
         raise ValueError(
-            f"{where}: {type(unknown).__name__} is not known to be position-wise; if it is, say so with "
-            "`ssmkit.Pointwise(module)`, and if it keeps a memory, write a `ssmkit.SequenceLayer`."
+            f"{where}: `{name}` must be position-wise, and {type(unknown).__name__} is not known to be position-wise; "
+            "if it is, say so with `ssmkit.Pointwise(module)`, and if it keeps a memory, write a "
+            "`ssmkit.SequenceLayer`."
         )
     return Pointwise(module)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import _checks
 from ..states import State, where
 from .base import SequenceLayer, System, at_least_float32, refuse_forward_only
+from .pointwise import UNFIT, refuse_input
 
 __all__ = ["DownPool", "MultiRate", "UpPool"]
 
@@ -60,14 +61,13 @@ class DownPool(nn.Module):
         self.d_input = _checks.integer("DownPool", "d_model", d_model)
         self.pool = _checks.integer("DownPool", "pool", pool)
         self.d_output = d_model * _checks.integer("DownPool", "expand", expand)
-        self.linear = nn.Linear(d_model * pool, self.d_output, device=device, dtype=dtype)
+        self.linear = nn.Linear(d_model * pool, self.d_output, **_checks.given("DownPool", device, dtype))
 
     def forward(self, u: Tensor) -> Tensor:
         """Maps samples :math:`(*, L, d_{model})` to :math:`\\lceil L / p \\rceil` frames."""
         _checks.sequence("DownPool", "u", u, self.d_input)
         u = F.pad(u, (0, 0, 0, -u.shape[-2] % self.pool))
-        y: Tensor = self.linear(rearrange(u, "... (l s) h -> ... l (h s)", s=self.pool))
-        return y
+        return _linear("DownPool", "u", self.linear, rearrange(u, "... (l s) h -> ... l (h s)", s=self.pool))
 
 
 @final
@@ -114,7 +114,7 @@ class UpPool(nn.Module):
         self.d_output = _checks.integer("UpPool", "d_model", d_model)
         self.pool = _checks.integer("UpPool", "pool", pool)
         self.d_input = d_model * _checks.integer("UpPool", "expand", expand)
-        self.linear = nn.Linear(self.d_input, d_model * pool, device=device, dtype=dtype)
+        self.linear = nn.Linear(self.d_input, d_model * pool, **_checks.given("UpPool", device, dtype))
 
     def forward(self, w: Tensor) -> Tensor:
         """Maps frames :math:`(*, M, expand \\cdot d_{model})` to samples :math:`(*, M p, d_{model})`."""
@@ -123,8 +123,7 @@ class UpPool(nn.Module):
 
     def frames(self, w: Tensor) -> Tensor:
         """The outputs of the frames, before the shift: :math:`(*, d_{model} p)`."""
-        y: Tensor = self.linear(w)
-        return y
+        return _linear("UpPool", "w", self.linear, w)
 
     def samples(self, frames: Tensor) -> Tensor:
         """Lays frames :math:`(*, M, d_{model} p)` out as samples :math:`(*, M p, d_{model})`."""
@@ -198,7 +197,7 @@ class MultiRate(SequenceLayer):
             )
         for name, value in (("d_model", d_model), ("pool", pool), ("expand", expand)):
             _checks.integer("MultiRate", name, value)
-        _checks.dtype("MultiRate", dtype)
+        _checks.given("MultiRate", device, dtype)
         self.down = DownPool(d_model, pool, expand, device=device, dtype=dtype)
         self.layer = layer
         self.up = UpPool(d_model, pool, expand, device=device, dtype=dtype)
@@ -256,12 +255,14 @@ class MultiRate(SequenceLayer):
         if not self.causal:
             refuse_forward_only("MultiRate", "initial_state", self)
         weight = self.down.linear.weight
+        _checks.batch("MultiRate", batch_shape)
+        given = _checks.given("MultiRate", device, dtype)
         frame = torch.zeros(
             *batch_shape,
             self.pool,
             self.d_input,
-            device=weight.device if device is None else device,
-            dtype=at_least_float32(_checks.dtype("MultiRate", dtype) or weight.dtype),
+            device=weight.device if device is None else given["device"],
+            dtype=at_least_float32(given["dtype"] or weight.dtype),
         )
         return frame, frame, 0, self.layer.initial_state(*batch_shape, device=device, dtype=dtype)
 
@@ -286,7 +287,7 @@ class MultiRate(SequenceLayer):
             refuse_forward_only("MultiRate", "step", self)
         _checks.floating("MultiRate", "u", u)
         _checks.last_axis("MultiRate", "u", u, self.d_input)
-        filling, emitting, phase, inner = self.parts(state, u.shape[:-1])
+        filling, emitting, phase, inner = self.parts(state, u.shape[:-1], u)
         y = emitting.select(-2, phase) if isinstance(phase, int) else _samples(emitting, phase, 1).squeeze(-2)
         filling = torch.cat([filling.narrow(-2, 1, self.pool - 1), u.to(filling.dtype).unsqueeze(-2)], dim=-2)
         phase = (phase + 1) % self.pool
@@ -305,7 +306,7 @@ class MultiRate(SequenceLayer):
         if not self.causal:
             refuse_forward_only("MultiRate", "scan", self)
         _checks.sequence("MultiRate", "u", u, self.d_input)
-        filling, emitting, phase, inner = self.parts(state, u.shape[:-2])
+        filling, emitting, phase, inner = self.parts(state, u.shape[:-2], u)
         if not isinstance(phase, int):
             return self._scan_rows(u, filling, emitting, phase, inner, system)
         samples = torch.cat([filling[..., self.pool - phase :, :], u.to(filling.dtype)], dim=-2)
@@ -341,12 +342,15 @@ class MultiRate(SequenceLayer):
         filling = torch.where(read.unsqueeze(-1), samples[..., L:, :], 0.0)
         return y, (filling, emitting, after, inner)
 
-    def parts(self, state: State, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor, State]:
+    def parts(
+        self, state: State, batch_shape: Sequence[int], like: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, int | Tensor, State]:
         """Checks a state and takes it apart.
 
         Arguments:
             state: A state of this layer.
             batch_shape: The batch axes that it must have.
+            like: The input, on whose device it must be; by default on any.
 
         Returns:
             The frame being filled, with its samples at the end, and the frame being emitted, both with shape
@@ -357,13 +361,13 @@ class MultiRate(SequenceLayer):
             ValueError: If the state is of another layer or batch shape.
         """
         batch = tuple(batch_shape)
-        if not isinstance(state, tuple) or len(state) != 4 or not self._is_phase(state[2], batch):
+        if not isinstance(state, tuple) or len(state) != 4 or not self._is_phase(state[2], batch, like):
             raise ValueError(
-                "MultiRate: `state` must be (frame being filled, frame being emitted, phase, inner state); "
-                "make it with this layer's `initial_state(*batch_shape)`."
+                "MultiRate: `state` must be (frame being filled, frame being emitted, phase, inner state) with a "
+                f"phase from 0 to {self.pool - 1}; make it with this layer's `initial_state(*batch_shape)`."
             )
         filling, emitting = (
-            _checks.state("MultiRate", frame, (*batch, self.pool, self.d_input)) for frame in state[:2]
+            _checks.state("MultiRate", frame, (*batch, self.pool, self.d_input), like) for frame in state[:2]
         )
         phase = cast(int | Tensor, state[2])
         if isinstance(phase, Tensor) and phase.ndim < len(batch):
@@ -371,17 +375,28 @@ class MultiRate(SequenceLayer):
             phase = phase.reshape(*phase.shape, *(1,) * (len(batch) - phase.ndim)).expand(batch)
         return filling, emitting, phase, state[3]
 
-    def _is_phase(self, value: State, batch: tuple[int, ...]) -> bool:
+    def _is_phase(self, value: State, batch: tuple[int, ...], like: Tensor | None) -> bool:
         if isinstance(value, Tensor):
-            return not value.is_floating_point() and value.shape == batch[: value.ndim]
-        return isinstance(value, int) and 0 <= value < self.pool
+            if like is not None and value.device != like.device:
+                return False
+            return value.dtype in (torch.int64, torch.int32) and value.shape == batch[: value.ndim]
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self.pool
 
     def extra_repr(self) -> str:
         """The factor of the rate."""
         return f"pool={self.pool}"
 
 
+def _linear(where: str, name: str, linear: nn.Linear, u: Tensor) -> Tensor:
+    """A linear map, whose errors become one sentence."""
+    try:
+        y: Tensor = linear(u)
+    except UNFIT as error:
+        refuse_input(where, name, u, linear, error)
+    return y
+
+
 def _samples(x: Tensor, start: Tensor, length: int) -> Tensor:
-    """`length` samples of x (*, L, d), from another start in each row; beyond the end of x, its last sample."""
+    """`length` samples of x (*, L, d), from another start in each row; outside of x, its first or last sample."""
     index = start.unsqueeze(-1) + torch.arange(length, device=x.device)
-    return x.take_along_dim(index.clamp(max=x.shape[-2] - 1).unsqueeze(-1), dim=-2)
+    return x.take_along_dim(index.clamp(0, x.shape[-2] - 1).unsqueeze(-1), dim=-2)

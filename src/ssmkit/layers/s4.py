@@ -37,7 +37,9 @@ class S4(FeaturewiseLayer):
 
     Arguments:
         d_model: The number of features :math:`H`.
-        d_state: The size :math:`N` of the real state of each feature; even, as poles come in conjugate pairs.
+        d_state: The size :math:`N` of the real state of each feature; even, as poles come in conjugate pairs. The first
+            layer of a size diagonalises an :math:`N \times N` matrix, which takes seconds for a thousand states; later
+            layers use the result.
         init: Where `A` and `B` start: `"legs"`, `"legt"`, `"lagt"`, `"fout"`, or a function :math:`N \mapsto (A, B)`
             such as :func:`ssmkit.hippo.legs`.
         rank: The rank of :math:`P`; by default that of the initialisation (1, and 2 for LegT).
@@ -124,12 +126,12 @@ class S4(FeaturewiseLayer):
             device=device,
             dtype=dtype,
         )
-        if discretization != "bilinear":
+        if not (isinstance(discretization, str) and discretization == "bilinear"):
             raise ValueError(
                 f"S4: `discretization` must be 'bilinear', the rule that keeps the matrix diagonal plus low rank, got "
                 f"{discretization!r}; S4D also has 'zoh'."
             )
-        if rank == 0:
+        if isinstance(rank, int) and rank == 0:
             raise ValueError(f"S4: `rank` must be at least 1, got {rank}; a layer of rank 0 is S4D.")
         if rank is not None:
             _checks.integer("S4", "rank", rank)

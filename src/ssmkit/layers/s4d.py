@@ -108,8 +108,7 @@ class S4D(FeaturewiseLayer):
             device=device,
             dtype=dtype,
         )
-        if isinstance(discretization, str):
-            _checks.known("S4D", "discretization", discretization, DISCRETIZATIONS)
+        _checks.choice("S4D", "discretization", discretization, DISCRETIZATIONS)
         self.init, self.discretization = init, discretization
         self.reset_parameters()
 

@@ -12,7 +12,7 @@ from .. import _checks, hippo
 from ..initializers import log_uniform
 from ..ops.complex import to_pairs
 from ..systems import BothWays, ForwardSystem, SharedDiagonal, TimedShared
-from ..systems.diagonal import DISCRETIZATIONS, Discretization
+from ..systems.diagonal import DISCRETIZATIONS, Discretization, discretized
 from .featurewise import pair
 from .statespace import StateSpaceLayer
 
@@ -97,6 +97,7 @@ class S5(StateSpaceLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.flags("S5", clip_eigs=clip_eigs, bidirectional=bidirectional)
         _checks.integer("S5", "d_model", d_model)
         _checks.even("S5", "d_state", d_state)
         if d_state % (2 * _checks.integer("S5", "blocks", blocks)):
@@ -107,12 +108,13 @@ class S5(StateSpaceLayer):
         super().__init__(d_model, d_model, None if bidirectional else (d_state,), dropout=dropout)
         self.d_model, self.d_state, self.blocks = d_model, d_state, blocks
         self.dt_min, self.dt_max = _checks.positive_range("S5", "dt_min", dt_min, "dt_max", dt_max)
-        if isinstance(discretization, str):
-            _checks.known("S5", "discretization", discretization, DISCRETIZATIONS)
+        _checks.choice("S5", "discretization", discretization, DISCRETIZATIONS)
         self.discretization, self.clip_eigs, self.bidirectional = discretization, clip_eigs, bidirectional
 
+        given = _checks.given("S5", device, dtype)
+
         def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=_checks.dtype("S5", dtype)))
+            return nn.Parameter(torch.empty(shape, **given))
 
         n = d_state // 2
         self.A_real, self.A_imag, self.log_dt = parameter(n), parameter(n), parameter(n)
@@ -130,6 +132,7 @@ class S5(StateSpaceLayer):
         half = torch.from_numpy(np.ascontiguousarray(V[:, : part // 2]))
         with torch.no_grad():
             poles = torch.from_numpy(Lambda[: part // 2]).repeat(J)
+            _checks.holds("S5", self.A_imag.dtype, poles.imag)
             self.A_real.copy_(poles.real)
             self.A_imag.copy_(poles.imag)
             self.log_dt.copy_(log_uniform((N // 2,), self.dt_min, self.dt_max))
@@ -149,7 +152,7 @@ class S5(StateSpaceLayer):
             The system.
         """
         Lambda = self._poles
-        a, gain = self._rule(Lambda, torch.ones_like(Lambda), self.log_dt.double().exp() * rate)
+        a, gain = discretized(self._rule, Lambda, torch.ones_like(Lambda), self.log_dt.double().exp() * rate)
         B, C = gain[:, None] * pair(self.B), 2 * pair(self.C)
         past = SharedDiagonal(a, B, C[0], self.D)
         return BothWays(past, SharedDiagonal(a, B, C[1], torch.zeros_like(self.D))) if self.bidirectional else past

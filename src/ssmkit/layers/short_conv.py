@@ -73,13 +73,14 @@ class ShortConv(StateSpaceLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.flags("ShortConv", bias=bias, any_rate=any_rate)
         _checks.integer("ShortConv", "d_model", d_model)
         _checks.integer("ShortConv", "d_conv", d_conv)
         super().__init__(d_model, d_model, (d_conv - 1, d_model), dropout=dropout)
         self.d_model, self.d_conv, self.any_rate = d_model, d_conv, any_rate
-        dtype = _checks.dtype("ShortConv", dtype)
-        self.weight = nn.Parameter(torch.empty(d_model, 1, d_conv, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype)) if bias else None
+        given = _checks.given("ShortConv", device, dtype)
+        self.weight = nn.Parameter(torch.empty(d_model, 1, d_conv, **given))
+        self.bias = nn.Parameter(torch.empty(d_model, **given)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -125,7 +125,7 @@ class StateSpaceLayer(SequenceLayer):
         _checks.rate(name, rate)
         with full_precision(self._like.device.type):
             if not isinstance(rate, Tensor):
-                return self.discretize(rate)
+                return self.discretize(float(rate))
             if not self.causal:
                 raise ValueError(
                     f"{name}: `rate` must be a number for a layer that is not causal, got a tensor: it holds the "
@@ -177,11 +177,14 @@ class StateSpaceLayer(SequenceLayer):
             Zeros with shape :math:`(*, state)`.
 
         Raises:
-            ValueError: If the layer is not causal.
+            TypeError: If a size is not an integer, or `dtype` not a dtype.
+            ValueError: If the layer is not causal, a size is negative, or the device or the dtype cannot be used.
         """
-        shape, like = self._shape_for("initial_state"), self._like
-        dtype = at_least_float32(_checks.dtype(type(self).__name__, dtype) or like.dtype)
-        return torch.zeros(*batch_shape, *shape, device=like.device if device is None else device, dtype=dtype)
+        shape, like, name = self._shape_for("initial_state"), self._like, type(self).__name__
+        _checks.batch(name, batch_shape)
+        device = like.device if device is None else _checks.device(name, device)
+        dtype = at_least_float32(_checks.dtype(name, dtype) or like.dtype)
+        return torch.zeros(*batch_shape, *shape, device=device, dtype=dtype)
 
     def forward(self, u: Tensor, system: Any = None) -> Tensor:
         """Maps a whole sequence, from rest.
@@ -202,7 +205,7 @@ class StateSpaceLayer(SequenceLayer):
         if u.numel() == 0:
             return self._empty(u, system)
         with full_precision(u.device.type):
-            system = fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=True)
+            system = self._fitted(u, system, time=True)
             v = u.to(torch.promote_types(u.dtype, system.dtype))
             y = system.forward(v.reshape(-1, *v.shape[-2:])).reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training)
@@ -223,15 +226,25 @@ class StateSpaceLayer(SequenceLayer):
             ValueError: If the last axis of `u` is not `d_input`, if the state or the system is of another layer or
                 batch shape, if the system has time stamps for another number of samples, or if the layer is not causal.
         """
-        shape = (*u.shape[:-1], *(self.state_shape or self._shape_for("step")))
-        fits = u.is_floating_point() and u.shape[-1:] == (self.d_input,)
-        if not (fits and isinstance(state, Tensor) and state.shape == shape):
+        shape = self.state_shape or self._shape_for("step")
+        if not (
+            isinstance(u, Tensor)
+            and isinstance(state, Tensor)
+            and u.dtype in _checks.FLOATING
+            and state.dtype in _checks.FLOATING
+            and u.shape[-1:] == (self.d_input,)
+            and state.shape == (*u.shape[:-1], *shape)
+            and u.layout is state.layout is torch.strided
+            and u.device == state.device
+        ):
             # The checks would cost more than a step, so they run only if something does not fit.
             _checks.floating(type(self).__name__, "u", u)
             _checks.last_axis(type(self).__name__, "u", u, self.d_input)
-            state = _checks.state(type(self).__name__, state, shape)
+            state = _checks.state(type(self).__name__, state, (*u.shape[:-1], *shape), u)
+        if u.numel() == 0:
+            return self._empty(u, system, time=False), state
         with full_precision(u.device.type):
-            system = fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=False)
+            system = self._fitted(u, system, time=False)
             dtype = system.dtype
             y, x = system.step(u.to(dtype), state if state.dtype == dtype else state.to(dtype))
             y = y.to(u.dtype)
@@ -258,21 +271,28 @@ class StateSpaceLayer(SequenceLayer):
         name = type(self).__name__
         shape = self._shape_for("scan")
         _checks.sequence(name, "u", u, self.d_input)
-        x = _checks.state(name, state, (*u.shape[:-2], *shape))
+        x = _checks.state(name, state, (*u.shape[:-2], *shape), u)
         if u.numel() == 0:
             return self._empty(u, system), x
         with full_precision(u.device.type):
-            system = fit_rate(name, self.given(system), u.shape[:-1], time=True)
+            system = self._fitted(u, system, time=True)
             v = u.to(system.dtype).reshape(-1, *u.shape[-2:])
             # The batch size instead of -1, which is ambiguous if a state is empty.
             y, new = system.scan(v, x.to(system.dtype).reshape(len(v), *shape))
             y = y.reshape(*u.shape[:-1], self.d_output)
         return F.dropout(y.to(u.dtype), self.dropout, self.training), new.reshape(x.shape).to(x.dtype)
 
-    def _empty(self, u: Tensor, system: Any) -> Tensor:
+    def _fitted(self, u: Tensor, system: Any, *, time: bool) -> Any:
+        """The system to use for an input, with its rates in the shape that the modes take."""
+        system = self.given(system)
+        if system.device != u.device:
+            _checks.same_device(type(self).__name__, "u", u.device, "system", system.device)
+        return fit_rate(type(self).__name__, system, u.shape[:-1], time=time)
+
+    def _empty(self, u: Tensor, system: Any, *, time: bool = True) -> Tensor:
         """The output for an empty input, in the graph of all inputs and coefficients: its gradients are zero."""
         y = u.new_zeros(*u.shape[:-1], self.d_output) + u.sum()
-        for coefficient in fit_rate(type(self).__name__, self.given(system), u.shape[:-1], time=True).coefficients:
+        for coefficient in self._fitted(u, system, time=time).coefficients:
             y = y + coefficient.flatten()[:0].real.sum()
         return y
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import _checks
 from ..layers.base import SequenceLayer, System
 from ..states import State
 from ..systems import ForwardSystem
@@ -32,17 +33,17 @@ Lengths = Tensor | Sequence[int]
 
 def model_and_input(where: str, model: Any, u: Any, least: int) -> tuple[SequenceLayer, Tensor]:
     """A sequence layer, compiled or not, and an input with at least `least` axes in front of the features."""
-    if not hasattr(model, "causal"):
+    if not isinstance(model, nn.Module) or not hasattr(model, "causal"):
         raise TypeError(
             f"{where}: `model` must be a `ssmkit.SequenceLayer`, got {type(model).__name__}; wrap position-wise "
             "modules in `ssmkit.Sequential`."
         )
-    if not isinstance(u, Tensor):
-        raise TypeError(f"{where}: `u` must be a tensor, got {type(u).__name__}.")
+    if _checks.tensor(where, "u", u).is_floating_point():
+        _checks.floating(where, "u", u)
     if u.ndim + time_axis(u) + 1 < least:
         axes = "(B, *, L, d), or (B, *, L) of classes" if least > 1 else "(*, L, d), or (*, L) of classes"
         raise ValueError(f"{where}: `u` must have shape {axes}, got {tuple(u.shape)}.")
-    return model, u
+    return cast(SequenceLayer, model), u
 
 
 def one_rate(where: str, system: System) -> None:
@@ -63,7 +64,7 @@ def time_axis(u: Tensor) -> int:
 
 def is_left(where: str, value: str) -> bool:
     """Whether padding is on the left."""
-    if value not in ("left", "right"):
+    if not isinstance(value, str) or value not in ("left", "right"):
         raise ValueError(f"{where}: `side` must be 'left' or 'right', got {value!r}.")
     return value == "left"
 
@@ -79,8 +80,7 @@ def integers(where: str, name: str, value: Any) -> Tensor:
         value = value.long()
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{where}: `{name}` must be integers, got {value.dtype}.")
-    found: Tensor = value
-    return found
+    return _checks.with_values(where, name, value)
 
 
 def values(x: Tensor) -> list[Any] | None:
@@ -122,6 +122,7 @@ def beginnings(where: str, boundaries: Any, batch: Sequence[int], L: int, *, who
         whole: Whether the rows are whole, so that sample 0 always begins a sequence, or chunks.
     """
     if isinstance(boundaries, Tensor) and boundaries.dtype == torch.bool:
+        _checks.with_values(where, "boundaries", boundaries)
         if boundaries.shape != (*batch, L):
             raise ValueError(
                 f"{where}: `boundaries` as booleans must have shape {(*batch, L)}, one for each sample of `u`, got "
@@ -173,4 +174,4 @@ def flags(where: str, name: str, value: Any, shape: Sequence[int | str]) -> Tens
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
         raise ValueError(f"{where}: `{name}` must be a tensor of booleans with shape {wanted}, got {got}.")
-    return value
+    return _checks.with_values(where, name, value)

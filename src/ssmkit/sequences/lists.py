@@ -63,7 +63,7 @@ def unpad(batch: Tensor, lengths: Lengths, *, side: str = "right") -> list[Tenso
         [(3, 4), (1, 4)]
     """
     left = is_left("unpad", side)
-    sizes = _lengths("unpad", lengths, batch).tolist()
+    sizes = _lengths("unpad", "batch", lengths, batch).tolist()
     return [row[len(row) - n :] if left else row[:n] for row, n in zip(batch.unbind(0), sizes, strict=True)]
 
 
@@ -114,6 +114,8 @@ def unpack(row: Tensor, boundaries: Lengths) -> list[Tensor]:
         >>> [tuple(x.shape) for x in unpack(torch.zeros(4, 2), [0, 3, 4])]
         [(3, 2), (1, 2)]
     """
+    if not _checks.tensor("unpack", "row", row).ndim:
+        raise ValueError("unpack: `row` must have shape (L, *), got a tensor without axes.")
     L = len(row)
     (places,) = beginnings("unpack", boundaries, (), L, whole=True)
     return list(row.split([after - place for place, after in zip(places, [*places[1:], L], strict=False)]))
@@ -150,7 +152,7 @@ def pool(y: Tensor, lengths: Lengths, how: str = "mean", *, side: str = "right")
     left = is_left("pool", side)
     _checks.floating("pool", "y", y)
     _checks.known("pool", "how", how, ("mean", "last", "max"))
-    n = _lengths("pool", lengths, y).to(y.device)
+    n = _lengths("pool", "y", lengths, y).to(y.device)
     L = y.shape[1]
     if not L:
         return y.sum(1)
@@ -192,9 +194,13 @@ def collate(samples: Sequence[Any], *, packed: bool = False, side: str = "right"
         ...     print(u.shape, lengths, target)
         torch.Size([3, 7, 3]) tensor([4, 7, 5]) tensor([0, 1, 1])
     """
-    if not samples:
-        raise ValueError("collate: `samples` must hold at least one sample.")
-    columns = list(zip(*(x if isinstance(x, (tuple, list)) else (x,) for x in samples), strict=True))
+    _checks.flags("collate", packed=packed)
+    if not isinstance(samples, (list, tuple)) or not samples:
+        raise ValueError(f"collate: `samples` must be a list of at least one sample, got {_checks.shown(samples)}.")
+    rows = [x if isinstance(x, (tuple, list)) else (x,) for x in samples]
+    if len({len(row) for row in rows}) > 1 or not rows[0]:
+        raise ValueError("collate: `samples` must hold the same number of values each, and begin with a sequence.")
+    columns = list(zip(*rows, strict=True))
     sequences = _alike("collate", columns[0])
 
     def together(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -209,23 +215,24 @@ def collate(samples: Sequence[Any], *, packed: bool = False, side: str = "right"
     return (*together(sequences), *rest)
 
 
-def _lengths(where: str, value: Lengths, batch: Tensor) -> Tensor:
+def _lengths(where: str, name: str, value: Lengths, batch: Tensor) -> Tensor:
     """The lengths (B) of a batch (B, L, *)."""
-    if not isinstance(batch, Tensor) or batch.ndim < 2:
-        got = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
-        raise ValueError(f"{where}: the batch must be a tensor with shape (B, L, *), got {got}.")
+    if _checks.tensor(where, name, batch).ndim < 2:
+        raise ValueError(f"{where}: `{name}` must have shape (B, L, *), got {tuple(batch.shape)}.")
     return row_lengths(where, value, batch.shape[:2]).reshape(len(batch))
 
 
 def _alike(where: str, sequences: Sequence[Any]) -> list[Tensor]:
     """Tensors that differ only in length."""
+    if not isinstance(sequences, (list, tuple)):
+        raise TypeError(f"{where}: `sequences` must be a list of tensors, got {_checks.shown(sequences)}.")
     items = list(sequences)
     if not items:
         raise ValueError(f"{where}: `sequences` must hold at least one sequence.")
     for i, x in enumerate(items):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{where}: `sequences` must be tensors, got {type(x).__name__}.")
-        if not x.ndim or x.shape[1:] != items[0].shape[1:] or x.dtype != items[0].dtype:
+        _checks.tensor(where, "sequences", x)
+        alike = x.dtype == items[0].dtype and x.device == items[0].device
+        if not x.ndim or x.shape[1:] != items[0].shape[1:] or not alike:
             raise ValueError(
                 f"{where}: `sequences` must differ only in length, got {x.dtype} of shape {tuple(x.shape)} "
                 f"(sequence {i}) and {items[0].dtype} of shape {tuple(items[0].shape)}."

@@ -154,10 +154,11 @@ class Engine:
         return stream.run(u), stream.state
 
     def _batch(self, u: Tensor) -> torch.Size:
+        _checks.with_values("Engine", "u", u)
         if self._classes is None:
             _checks.sequence("Engine", "u", u, self._source.width)
             return u.shape[:-2]
-        if not isinstance(u, Tensor) or u.is_floating_point() or u.is_complex() or u.dtype == torch.bool:
+        if u.is_floating_point() or u.is_complex() or u.dtype == torch.bool:
             raise TypeError(
                 "Engine: `u` must be a tensor of classes (integers), as the model begins with an Embedding."
             )
@@ -217,6 +218,7 @@ class Stream:
     """
 
     def __init__(self, engine: Engine, batch_shape: tuple[int, ...], state: State | None) -> None:
+        _checks.batch("Engine.start", batch_shape)
         self.batch_shape = torch.Size(batch_shape)
         self.engine = engine
         # An odd number of cache lines: with an even one, the same line of many streams would fall into one cache set.
@@ -332,6 +334,7 @@ class Stream:
             Classes, their negative log-likelihood, and the logits of the next sample.
 
         Raises:
+            TypeError: If `logits` or `uniform` are no floating tensors.
             ValueError: If the model does not begin with an Embedding of at least as many classes as its output has, a
                 shape is wrong, or an option is out of its range.
         """
@@ -341,6 +344,8 @@ class Stream:
             raise ValueError(
                 "Stream.generate: the model must begin with an Embedding of at least as many classes as its output has."
             )
+        for name, value in (("logits", logits), ("uniform", uniform)):
+            _checks.floating("Stream.generate", name, _checks.with_values("Stream.generate", name, value))
         if logits.shape != (*self.batch_shape, width) or uniform.shape[:-1] != self.batch_shape or not uniform.ndim:
             raise ValueError(
                 f"Stream.generate: `logits` must have shape {(*self.batch_shape, width)} and `uniform` "
@@ -348,10 +353,15 @@ class Stream:
             )
         _checks.at_least("Stream.generate", "temperature", temperature, 0)
         _checks.integer("Stream.generate", "top_k", top_k, 0)
-        if not 0 < top_p <= 1:
+        if not 0 < _checks.number("Stream.generate", "top_p", top_p) <= 1:
             raise ValueError(f"Stream.generate: `top_p` must be above 0 and at most 1, got {top_p!r}.")
         length = uniform.shape[-1]
-        chance = uniform.to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
+        chance = uniform.detach().to("cpu", torch.double).contiguous().numpy().reshape(streams, length)
+        if chance.size and not 0 <= chance.min() <= chance.max() < 1:
+            raise ValueError(
+                f"Stream.generate: numbers in `uniform` must be at least 0 and less than 1, got {chance.min()} to "
+                f"{chance.max()}."
+            )
         last_logits = logits.detach().to("cpu", torch.float32, copy=True).numpy().reshape(streams, width)
         classes = torch.empty(*self.batch_shape, length, dtype=torch.long)
         nats = torch.empty(*self.batch_shape, length, dtype=torch.double)

@@ -53,7 +53,7 @@ class Packing(Protocol):
 
 
 def _write(state: State, shape: Sequence[int], batch: Sequence[int]) -> np.ndarray:
-    x = _checks.state("Engine", state, (*batch, *shape))
+    x = _checks.with_values("Engine", "state", _checks.state("Engine", state, (*batch, *shape)))
     return x.detach().to("cpu", torch.float64).numpy().reshape(prod(batch), *shape)
 
 
@@ -132,7 +132,14 @@ class Frames:
         filling, emitting, phase, inner = self.layer.parts(state, batch)
         pool, shape = self.layer.pool, filling.shape[len(batch) :]
         phases = memory.counters[:, self.counter]
-        phases[...] = phase if isinstance(phase, int) else phase.reshape(-1).cpu().numpy()
+        if isinstance(phase, Tensor):
+            phases[...] = _checks.with_values("Engine", "state", phase).reshape(-1).cpu().numpy()
+        else:
+            phases[...] = phase
+        if phases.size and not 0 <= phases.min() <= phases.max() < pool:
+            raise ValueError(
+                f"Engine: phases in `state` must be from 0 to {pool - 1}, got {phases.min()} to {phases.max()}."
+            )
         place = (np.arange(pool) - phases[:, None]) % pool
         self._frame(self.filling, memory)[...] = np.take_along_axis(
             _write(filling, shape, batch), place[..., None], axis=1

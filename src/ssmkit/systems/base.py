@@ -194,11 +194,16 @@ class ForwardSystem(ABC):
     @property
     def device(self) -> torch.device:
         """Where the coefficients are."""
-        return self.coefficients[0].device
+        kept: torch.device | None = self.__dict__.get("_device")
+        if kept is None:
+            kept = self.coefficients[0].device
+            if not torch.compiler.is_compiling():
+                self.__dict__["_device"] = kept
+        return kept
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickles and copies leave parts out: they can be made again from the coefficients.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_parts", "_shapes")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_parts", "_shapes", "_device")}
 
 
 class System(ForwardSystem):

@@ -91,6 +91,16 @@ def zoh(Lambda: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 DISCRETIZATIONS: dict[str, Discretization] = {"zoh": zoh, "bilinear": bilinear}
 """The named discretisation rules of diagonal systems."""
 
+
+def discretized(rule: Discretization, Lambda: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """What a rule, which may be a user's own, makes of poles and gains."""
+    made = rule(Lambda, B, dt)
+    poles = torch.broadcast_shapes(Lambda.shape, dt.shape)
+    if not isinstance(made, tuple) or [getattr(x, "shape", None) for x in made] != [poles] * 2:
+        raise ValueError(f"Diagonal: `discretization` must return a pair of tensors with shape {tuple(poles)}.")
+    return made
+
+
 _LESS_ONE: dict[Discretization, Callable[[Tensor], Tensor]] = {zoh: torch.expm1, bilinear: lambda z: z / (1 - z / 2)}
 
 
@@ -111,7 +121,7 @@ def less_one(rule: Discretization, Lambda: Tensor, B: Tensor, dt: Tensor) -> tup
         Poles minus 1, the factor that depends on `dt` and the factor that does not.
     """
     if rule not in _LESS_ONE:
-        a, b = rule(Lambda, B, dt)
+        a, b = discretized(rule, Lambda, B, dt)
         return a - 1, b, torch.ones_like(B)
     # A pole at zero becomes a very slow pole, which is the same to rounding.
     poles = torch.where(Lambda == 0, 1e-150, Lambda)
@@ -196,7 +206,7 @@ class Diagonal(NamedTuple):
             method = DISCRETIZATIONS[_checks.known("Diagonal.discretize", "method", method, DISCRETIZATIONS)]
         full = torch.complex128
         Lambda, B = (per_feature(v.to(full), len(dt)) for v in (self.Lambda, self.B))
-        a, b = method(Lambda, B, dt.double()[:, None])
+        a, b = discretized(method, Lambda, B, dt.double()[:, None])
         D = dt.new_zeros(self.C.shape[:2]) if D is None else D
         return DiscreteDiagonal(a, b, self.C, D.to(dtype))
 
