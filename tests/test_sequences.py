@@ -678,7 +678,7 @@ BAD = [
     (lambda: pool(U.long(), [9, 4]), TypeError, "pool: `y` must be a real floating tensor"),
     (lambda: pool(U, [9, 4], side=0), ValueError, "pool: `side` must be 'left' or 'right', got 0."),
     (lambda: pool(U, [9, 4, 1]), ValueError, r"pool: `lengths` must have shape \(2,\)"),
-    (lambda: collate([]), ValueError, "collate: `samples` must hold at least one sample."),
+    (lambda: collate([]), ValueError, "collate: `samples` must be a list of at least one sample"),
     (lambda: collate([(1, 2)]), TypeError, "collate: `sequences` must be a tensor, got int."),
 ]
 
