@@ -41,6 +41,36 @@ def test_blocks_of_any_size_give_the_same(rows, L, block, samples, shared, name)
             assert relative_error(a, b) < 1e-11
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_second_derivatives(constant):
+    """Also where the gradients of the outputs are constant, so that only the saved tensors have a graph."""
+
+    def block(x, gain, u):
+        states = [x]
+        for u_k in u.unbind(1):
+            states.append((gain * states[-1]).sin() + u_k)
+        return torch.stack(states[1:], 1), states[-1]
+
+    tensors = [torch.randn(3, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    u = torch.randn(3, 5, dtype=torch.double, requires_grad=True)
+
+    def loss(run):
+        y, last = run(tensors[0], tensors[1], u)
+        return (y.sum() + 2 * last.sum()) if constant else (y**2).sum() + (last**3).sum()
+
+    found, expected = (
+        [
+            g
+            for first in torch.autograd.grad(loss(run), [*tensors, u], create_graph=True)
+            for g in torch.autograd.grad(first.sin().sum(), [*tensors, u], retain_graph=True, allow_unused=True)
+        ]
+        for run in (lambda x, gain, u: in_blocks(block, 2, x, [gain], [u]), block)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or relative_error(a, b) < 1e-12
+
+
 class Largest(TorchDispatchMode):
     """Keeps the bytes of the largest tensor that is made, and the numbers of the largest complex one."""
 

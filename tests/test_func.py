@@ -145,6 +145,22 @@ def test_hessians(name, mode):
 
 
 @ALL
+def test_two_backward_passes(name, mode):
+    """The gradients of the outputs are constant: an operation that gives up its graph would not be noticed."""
+    f, s = along(name, mode)
+    weights, direction = torch.randn(f(s).shape, dtype=torch.double), torch.randn_like(s)
+
+    def gradient(s):
+        s = s.detach().requires_grad_()
+        return torch.autograd.grad((weights * f(s)).sum(), s, create_graph=True)[0], s
+
+    g, leaf = gradient(s)
+    found = torch.autograd.grad((direction * g).sum(), leaf)[0]
+    expected = (gradient(s + 1e-5 * direction)[0] - gradient(s - 1e-5 * direction)[0]) / 2e-5
+    assert relative_error(found, expected) < 1e-5
+
+
+@ALL
 def test_gradients_per_sample(name, mode):
     module, parameters, u = made(name, mode, 3)
 

@@ -148,17 +148,22 @@ class Checkpoint(Chain):
 
     def forward(self, u: Tensor, system: System = None) -> Tensor:
         """Maps a whole sequence, from rest, through all layers; keeps only the input for the backward pass."""
-        if transformed():  # torch's checkpoint cannot run there
+        if self._keeps():
             return super().forward(u, system)
         y: Tensor = checkpoint(super().forward, u, system, use_reentrant=False)
         return y
 
     def scan(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps a chunk through all layers; keeps only the input and the state for the backward pass."""
-        if transformed():
+        if self._keeps():
             return super().scan(u, state, system)
         result: tuple[Tensor, State] = checkpoint(super().scan, u, state, system, use_reentrant=False)
         return result
+
+    def _keeps(self) -> bool:
+        """Whether all activations are kept: under torch.func, where torch's checkpoint cannot run, and in
+        `functional_call`, since the backward pass would compute them again with the module's own parameters."""
+        return transformed() or not all(isinstance(parameter, nn.Parameter) for parameter in self.parameters())
 
 
 @final

@@ -7,9 +7,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .transforms import transformed
+from .transforms import gradients_with_graph, transformed
 
 __all__ = ["in_blocks"]
 
@@ -23,8 +22,8 @@ def in_blocks(
     """Calls a function on the blocks of a sequence, one after another, and concatenates its outputs.
 
     The backward pass calls the function again, so that its intermediate tensors exist for one block only: memory is
-    that of inputs, outputs and one state per block. Second derivatives are not supported. torch.compile does not trace
-    it, since it would unroll the loop over all samples.
+    that of inputs, outputs and one state per block. For second derivatives those of all blocks are kept. torch.compile
+    does not trace it, since it would unroll the loop over all samples.
 
     References:
         | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)
@@ -92,13 +91,19 @@ class _InBlocks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         y, last, starts = _run(block, samples, x, tensors[:constants], tensors[constants:], keep=True)
         ctx.block, ctx.samples, ctx.constants = block, samples, constants
-        ctx.save_for_backward(starts, *tensors)
+        ctx.save_for_backward(starts, x, *tensors)
         return y, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-        starts, *tensors = ctx.saved_tensors
+        starts, x, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+                constants, sequences = tensors[: ctx.constants], tensors[ctx.constants :]
+                return _run(ctx.block, ctx.samples, x, constants, sequences, keep=False)[:2]
+
+            return None, None, None, *gradients_with_graph(run, (x, *tensors), (gy, g))
         needed = ctx.needs_input_grad[4:]
         found = [torch.zeros_like(v) if need else None for v, need in zip(tensors, needed, strict=True)]
         spans = list(_spans(gy.shape[1], ctx.samples))

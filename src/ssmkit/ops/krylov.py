@@ -138,7 +138,11 @@ def _layout(N: int, M: int, L: int) -> _Layout:
     choices = [
         _Layout(baby, wide, -(-L // (1 << baby + wide))) for baby in range(bits + 1) for wide in range(bits - baby + 1)
     ]
-    return min(choices, key=lambda layout: layout.cost(N, M))
+    best = choices[0]
+    for layout in choices[1:]:  # torch.compile does not take `min` with a key of a dynamic length
+        if layout.cost(N, M) < best.cost(N, M):
+            best = layout
+    return best
 
 
 def _factor_numbers(N: int, M: int, L: int) -> int:

@@ -77,7 +77,8 @@ def recurrence(a: Tensor, v: Tensor, x: Tensor | None = None, *, dim: int = -2) 
     a, v, x, dim = _arguments(a, v, x, dim)
     if v.shape[dim] == 0:
         return v, x
-    run = _plain if transformed() else _Recurrence.apply
+    # An exported program would write to views that it makes without gradients.
+    run = _plain if transformed() or torch.compiler.is_exporting() else _Recurrence.apply
     found: tuple[Tensor, Tensor] = run(a, v, x, dim)
     return found
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks
 from .recurrence import recurrence
-from .transforms import transformed
+from .transforms import gradients_with_graph, transformed
 
 __all__ = ["naive_selective_scan", "selective_scan"]
 
@@ -208,13 +207,14 @@ class _Selective(torch.autograd.Function):
                 # A copy: a view would keep the states of the whole block.
                 state = states[-1].clone()
             last[rows] = state.mT.flatten(1, 2)
-        ctx.save_for_backward(u, dt, A, B, C, *starts)
+        ctx.save_for_backward(u, dt, A, B, C, x, *starts)
         return y, last
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gy: Tensor, glast: Tensor) -> tuple[Tensor, ...]:
-        u, dt, A, B, C, *starts = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor, glast: Tensor) -> tuple[Tensor | None, ...]:
+        u, dt, A, B, C, x, *starts = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_with_graph(_plain, (u, dt, A, B, C, x), (gy, glast))
         gu, gdt, gx = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(glast)
         gA, gB, gC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
         kept = iter(starts)

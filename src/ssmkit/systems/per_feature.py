@@ -172,7 +172,7 @@ class PerFeature(System):
 
     def forward(self, u: Tensor) -> Tensor:
         """Input (B, L, H) to output (B, L, C H), from rest, as a convolution with the kernel; L at least 1."""
-        return causal_conv(u, add_direct(self.kernel(u.shape[1]), self.D))
+        return causal_conv(u, add_direct(self.kernel(int(u.shape[1])), self.D))
 
 
 class LowRankSystem(PerFeature):

@@ -50,7 +50,7 @@ class TwoSided(ForwardSystem):
 
     def forward(self, u: Tensor) -> Tensor:
         """Input (B, L, H) to output (B, L, C H); L at least 1."""
-        past, future = self.kernel(u.shape[1]).chunk(2)
+        past, future = self.kernel(int(u.shape[1])).chunk(2)
         return two_sided_conv(u, add_direct(past, self.system.D[: len(past)]), future)
 
 
