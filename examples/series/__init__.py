@@ -1,0 +1,1 @@
+"""Classification of series of any length."""
