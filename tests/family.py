@@ -138,6 +138,7 @@ SHARED = {
 TAPS = {
     "ShortConv": lambda: ShortConv(3),
     "ShortConv, K=1": lambda: ShortConv(3, 1),
+    "ShortConv, K=2": lambda: ShortConv(3, 2),
     "ShortConv, K=7, no bias": lambda: ShortConv(2, 7, bias=False),
     "ShortConv, dropout": lambda: ShortConv(3, dropout=0.5),
     "ShortConv, wide": lambda: ShortConv(50),

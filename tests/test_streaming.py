@@ -534,8 +534,7 @@ def test_a_rate_reaches_the_step_sizes_of_a_program(make):
     assert relative_error(Engine(layer, system).start().run(u), expected) < 2e-6
 
 
-def hooked():
-    layer = nn.Linear(3, 3)
+def hooked(layer):
     layer.register_forward_hook(lambda *_: None)
     return Sequential(layer)
 
@@ -550,7 +549,8 @@ def hooked():
         (lambda: Sequential(Unwritten(3, 3, (3,))), "the system of Unwritten, a Silent, has no `write`"),
         (lambda: Sequential(Forgetful(3, 3, (3,))), "`write` of Mute keeps must be a state of 3 numbers.* got 0"),
         (lambda: S4(3, bidirectional=True), "Engine: `run` needs causal layers, and S4 is not causal"),
-        (hooked, "Linear has forward hooks"),
+        (lambda: hooked(nn.Linear(3, 3)), "Linear has forward hooks"),
+        (lambda: hooked(S4D(3)), "S4D has forward hooks"),
         (lambda: Sequential(nn.GELU()), "input width"),
         (lambda: Sequential(nn.Linear(3, 3), nn.Embedding(3, 3)), "must be the first"),
         (lambda: Sequential(nn.Embedding(3, 3, max_norm=1.0)), "max_norm"),
