@@ -212,6 +212,8 @@ def test_replaced_copied_and_pickled_systems_have_no_parts(kind):
         assert relative_error(MODES["scan"](layer, u, other), y + more) < 1e-10
         for again in (copy.copy(system), copy.deepcopy(system), pickle.loads(pickle.dumps(system))):
             assert not kept(again)
+            # Nor the device: a pickle may be read on another one.
+            assert set(vars(again)) == {field.name for field in dataclasses.fields(again)}
             assert torch.equal(MODES["scan"](layer, u, again), y)
 
 

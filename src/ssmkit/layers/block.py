@@ -3,7 +3,7 @@ r"""The residual block that SaShiMi and most S4 networks are built of."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
@@ -69,9 +69,8 @@ class S4Block(Chain):
         _checks.integer("S4Block", "ff", ff)
         _checks.probability("S4Block", "dropout", dropout)
         _checks.flags("S4Block", glu=glu, tie_dropout=tie_dropout)
-        _checks.given("S4Block", device, dtype)
+        given = _checks.given("S4Block", device, dtype)
         if not isinstance(layer, nn.Module) and callable(layer):
-            given: dict[str, Any] = {"device": device, "dtype": dtype}
             layer = layer(d_model, **{name: value for name, value in given.items() if value is not None})
         if not isinstance(layer, nn.Module):
             raise TypeError(

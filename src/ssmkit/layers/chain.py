@@ -27,8 +27,7 @@ class Chain(Container):
             if None not in (width, layer.d_input) and layer.d_input != width:
                 raise ValueError(
                     f"{type(self).__name__}: `layers` must fit, and layer {index} ({type(layer).__name__}) takes width "
-                    f"{layer.d_input}, "
-                    f"but the layer before it gives {width}."
+                    f"{layer.d_input}, but the layer before it gives {width}."
                 )
             width = output_width(layer, width)
         self.d_output = width

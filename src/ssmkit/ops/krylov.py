@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
-from .transforms import transformed
+from .transforms import gradients_with_graph, transformed
 from .vandermonde import without_denormals
 
 __all__ = ["krylov", "krylov_columns", "krylov_rows", "naive_krylov", "squares"]
@@ -243,11 +243,8 @@ class _Krylov(torch.autograd.Function):
         A, b, c, *kept = ctx.saved_tensors
         system = (A, b, c)
         if torch.is_grad_enabled():
-            K = _plain(A, b, c, ctx.L, ctx.dtype)
-            wanted = [x for x, needed in zip(system, ctx.needs_input_grad, strict=False) if needed]
-            # A single sample does not depend on A.
-            found = iter(torch.autograd.grad(K, wanted, grad, create_graph=True, allow_unused=True))
-            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None)
+            found = gradients_with_graph(lambda A, b, c: (_plain(A, b, c, ctx.L, ctx.dtype),), system, (grad,))
+            return *found, None, None, None
         if kept:
             parts = [_gradient(grad, *kept)]
         else:

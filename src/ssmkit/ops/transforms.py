@@ -46,7 +46,7 @@ def gradients_with_graph(
         gradients: Those of the outputs.
 
     Returns:
-        The gradients of the arguments, or None where an argument needs none.
+        The gradients of the arguments, or None where an argument needs none or the outputs do not depend on it.
 
     Example:
         >>> x = torch.tensor(2.0, requires_grad=True)

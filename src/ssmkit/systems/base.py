@@ -123,6 +123,25 @@ def part(make: Callable[..., _T]) -> Callable[..., _T]:
     return get
 
 
+def _cached(get: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """Keeps the value of a property that every step reads.
+
+    `functools.cached_property` has a lock in some versions of Python, which torch.compile cannot trace.
+    """
+    name = f"_{get.__name__}"
+
+    @functools.wraps(get)
+    def cached(self: Any) -> _T:
+        kept: _T | None = self.__dict__.get(name)
+        if kept is None:
+            kept = get(self)
+            if not torch.compiler.is_compiling():
+                self.__dict__[name] = kept
+        return kept
+
+    return cached
+
+
 class ForwardSystem(ABC):
     """A discrete system that maps whole sequences: the value that a layer's `system()` returns.
 
@@ -162,16 +181,10 @@ class ForwardSystem(ABC):
         """Input :math:`(B, L, d_{input})` to output :math:`(B, L, d_{output})`, from rest; L at least 1."""
 
     @property
+    @_cached
     def shapes(self) -> tuple[int, int, tuple[int, ...] | None]:
         """The widths of input and output, and the shape of the state, or None if there is none."""
-        # Cached, since every step compares them. `functools.cached_property` has a lock in some versions of Python,
-        # which torch.compile cannot trace.
-        kept: tuple[int, int, tuple[int, ...] | None] | None = self.__dict__.get("_shapes")
-        if kept is None:
-            kept = self.d_input, self.d_output, getattr(self, "state_shape", None)
-            if not torch.compiler.is_compiling():
-                self.__dict__["_shapes"] = kept
-        return kept
+        return self.d_input, self.d_output, getattr(self, "state_shape", None)
 
     @property
     def coefficients(self) -> list[Tensor]:
@@ -192,14 +205,10 @@ class ForwardSystem(ABC):
         return any(tensor.requires_grad for tensor in self.coefficients)
 
     @property
+    @_cached
     def device(self) -> torch.device:
         """Where the coefficients are."""
-        kept: torch.device | None = self.__dict__.get("_device")
-        if kept is None:
-            kept = self.coefficients[0].device
-            if not torch.compiler.is_compiling():
-                self.__dict__["_device"] = kept
-        return kept
+        return self.coefficients[0].device
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickles and copies leave parts out: they can be made again from the coefficients.
