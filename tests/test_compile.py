@@ -26,6 +26,26 @@ LAYERS = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["S4", "S4D", "MultiRate"])
+def test_dynamic_lengths_are_compiled_one_by_one(name):
+    torch.compiler.reset()
+    layer = LAYERS[name]()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for L in (LENGTH, LENGTH + 2):
+        u = torch.randn(2, L, layer.d_input)
+        assert relative_error(compiled(u), layer(u)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["S4", "S4, bidirectional", "S4D", "S5", "MultiRate"])
+def test_torch_refuses_to_export_dynamic_lengths(name):
+    layer = LAYERS[name]().eval()
+    length = torch.export.Dim("length", min=4, max=64)
+    with pytest.raises(torch._dynamo.exc.UserError, match="length"):
+        torch.export.export(layer, (torch.randn(2, LENGTH, layer.d_input),), dynamic_shapes={"u": {1: length}})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_forward_and_backward_are_one_graph(name):
     torch.compiler.reset()

@@ -163,7 +163,7 @@ def causal_conv(u: Tensor, k: Tensor) -> Tensor:
         tensor([1.0000, 2.5000, 4.0000])
     """
     _check("causal_conv", u, k)
-    L = u.shape[-2]
+    L = int(u.shape[-2])  # one program per length, if torch has a symbol for it
     k = k[..., :L]
     if u.numel() == 0 or k.numel() == 0:
         return _zeros(u, k)
@@ -198,7 +198,7 @@ def two_sided_conv(u: Tensor, k: Tensor, k_reverse: Tensor) -> Tensor:
     """
     _check("two_sided_conv", u, k)
     _checks.floating("two_sided_conv", "k_reverse", k_reverse)
-    L = u.shape[-2]
+    L = int(u.shape[-2])  # one program per length, if torch has a symbol for it
     _checks.shape("two_sided_conv", "k", k, (*k.shape[:2], L), "one value per sample of `u`")
     _checks.shape("two_sided_conv", "k_reverse", k_reverse, k.shape, "that of `k`")
     if u.numel() == 0:
