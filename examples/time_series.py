@@ -57,8 +57,8 @@ def run_classify(args: Classify) -> None:
     """Trains, measures and writes the first model."""
     if args.seeds < 1 or args.folds == 1 or args.folds < 0:
         raise Problem("--seeds must be at least 1, and --folds 0 or at least 2.")
-    data = load_classification(args.data)
-    settings = args.settings
+    data, settings = load_classification(args.data), args.settings
+    folder = args.out / Path(args.data).name
     print(f"{args.data}: {len(data.train)} series to train on, {len(data.test)} to test, {len(data.classes)} classes")
     parts = [data.fold(i, args.folds) for i in range(args.folds)] or [data]
     reached = []
@@ -69,7 +69,7 @@ def run_classify(args: Classify) -> None:
                 model = train_classifier(part, settings, seed, lambda _: progress.update())
             reached.append(accuracy(model, part.test))
             if seed == 0 and not args.folds:
-                save(model, args.out / Path(args.data).name)
+                save(model, folder)
     print(f"network            {statistics.mean(reached):.3f}  (each: {', '.join(f'{x:.3f}' for x in reached)})")
     print(f"                   {time.perf_counter() - begin:.0f} s")
     if args.folds:
@@ -77,7 +77,7 @@ def run_classify(args: Classify) -> None:
     print(f"MiniRocket         {baselines.minirocket(data):.3f}", flush=True)
     if args.neighbour:
         print(f"1-NN, warping      {baselines.nearest_neighbour(data):.3f}")
-    print(args.out / Path(args.data).name)
+    print(folder)
 
 
 def run_command(arguments: list[str]) -> None:

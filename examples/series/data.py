@@ -50,7 +50,7 @@ class Classification:
             members = (self.train.labels == label).nonzero()[:, 0]
             members = members[torch.randperm(len(members), generator=random)]
             place[members] = torch.arange(len(members)) % folds
-        kept, held_out = ((where).nonzero()[:, 0] for where in (place != number, place == number))
+        kept, held_out = (chosen.nonzero()[:, 0] for chosen in (place != number, place == number))
         return Classification(self.train.part(kept), self.train.part(held_out), self.classes)
 
 
