@@ -49,7 +49,8 @@ CLASSIFIERS = {
     "JapaneseVowels": Settings(steps=700),
     "ACSF1": Settings(steps=600, crop=0.7),
 }
-"""Settings for the data sets, chosen by cross-validation on their training splits (`--folds`)."""
+"""Settings for the data sets. Those of JapaneseVowels and PLAID were tried on folds of the training splits (`--folds`);
+those of ACSF1 are a first guess."""
 Report = Callable[[float], object]
 
 
