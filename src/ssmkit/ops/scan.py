@@ -171,7 +171,9 @@ def scan_chunks(
     whole = L - L % T
 
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        # For a short block, the overhead of autograd costs more than the products.
+        # For a short block, copies and the overhead of autograd cost as much as a product.
+        if added.shape[1] == 1:
+            return state[:, None], move_on(added[:, 0], state, chunk.poles, chunk.matrix)
         run = _Carry.apply if torch.is_grad_enabled() and not transformed() else _Carry.forward
         before, after = run(added, state, chunk.poles, chunk.matrix, False)
         return before, after
