@@ -42,8 +42,7 @@ def toeplitz(kernel: Tensor) -> Tensor:
 class Chunk(NamedTuple):
     """The coefficients of a chunk of T samples, for H features, C channels and a state of N numbers.
 
-    All are in the layout that the products need. The state before the chunk is multiplied by the complex diagonal
-    `poles` on interleaved states, or by a real `matrix`, or by their sum.
+    All are in the layout that the products need.
     """
 
     inside: Tensor
@@ -52,35 +51,34 @@ class Chunk(NamedTuple):
     """c A^(k+1), from the state before to output k; shape (H, N, C T)."""
     reach: Tensor
     """A^(T-1-j) b, from input j to the state after; shape (H, T, N)."""
-    poles: Tensor | None
-    """Shape (H, 1, N/2), complex128: a rounded one would make the same phase error in every chunk."""
-    matrix: Tensor | None
-    """From the state before to the one after, as x M; shape (H, N, N)."""
+    power: Tensor
+    """A^T, from the state before to the one after: a real matrix M of shape (H, N, N) for x M, or a complex diagonal of
+    shape (H, 1, N/2) for interleaved states. That is complex128: a rounded pole errs alike in every chunk.
+    """
 
     @classmethod
-    def of(cls, response: Tensor, observe: Tensor, reach: Tensor, poles: Tensor | None, matrix: Tensor | None) -> Chunk:
-        """From c A^j b (C, H, T), c A^(j+1) (C, H, T, N), A^(T-1-j) b (H, T, N), and the factors of the state."""
+    def of(cls, response: Tensor, observe: Tensor, reach: Tensor, power: Tensor) -> Chunk:
+        """From c A^j b (C, H, T), c A^(j+1) (C, H, T, N), A^(T-1-j) b (H, T, N), and A^T."""
         return cls(
             rearrange(toeplitz(response), "c h j k -> h j (c k)").contiguous(),
             rearrange(observe, "c h t n -> h n (c t)").contiguous(),
             reach.contiguous(),
-            poles,
-            None if matrix is None else matrix.contiguous(),
+            power.contiguous(),
         )
 
     def first(self, m: int) -> Chunk:
-        """The chunk of the first m samples, without the factors of the state."""
+        """The coefficients of the first m samples, except the power, which stays that of T samples."""
         T = self.reach.shape[1]
         inside, observe = (x.unflatten(-1, (-1, T))[..., :m].flatten(-2) for x in (self.inside[:, :m], self.observe))
-        return Chunk(inside, observe, self.reach[:, T - m :], None, None)
+        return self._replace(inside=inside, observe=observe, reach=self.reach[:, T - m :])
 
 
-def move_on(added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None) -> Tensor:
+def move_on(added: Tensor, state: Tensor, power: Tensor) -> Tensor:
     """The state after a chunk that adds `added`; both (H, B, N)."""
-    if poles is not None:
-        s = from_interleaved(state)
-        added = added + interleaved((s * poles).to(s.dtype))
-    return added if matrix is None else torch.baddbmm(added, state, matrix)
+    if not power.is_complex():
+        return torch.baddbmm(added, state, power)
+    s = from_interleaved(state)
+    return added + interleaved((s * power).to(s.dtype))
 
 
 def _stacked(states: list[Tensor], backwards: bool) -> Tensor:
@@ -97,37 +95,36 @@ class _Carry(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        added: Tensor, state: Tensor, poles: Tensor | None, matrix: Tensor | None, backwards: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(added: Tensor, state: Tensor, power: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
         before = []
         parts = added.unbind(1)[:: -1 if backwards else 1]
-        if matrix is not None or poles is None:
+        if not power.is_complex():
             for part in parts:
                 before.append(state)
-                state = move_on(part, state, poles, matrix)
+                state = torch.baddbmm(part, state, power)
             return _stacked(before, backwards), state
-        # States between chunks stay in the dtype of the poles: fewer operations, and less rounding.
-        s = from_interleaved(state).to(poles.dtype)
+        # States between chunks stay in the dtype of the power: fewer operations, and less rounding.
+        s = from_interleaved(state).to(power.dtype)
         for part in parts:
             before.append(interleaved(s).to(added.dtype))
-            s = torch.addcmul(from_interleaved(part).to(s.dtype), s, poles)
+            s = torch.addcmul(from_interleaved(part).to(s.dtype), s, power)
         return _stacked(before, backwards), interleaved(s).to(state.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, _, poles, matrix, ctx.backwards = inputs
-        ctx.save_for_backward(output[0], poles, matrix)
+        _, _, power, ctx.backwards = inputs
+        ctx.save_for_backward(output[0], power)
 
     @staticmethod
     def backward(ctx: Any, g_before: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]:
-        before, poles, matrix = ctx.saved_tensors
-        adjoint = (None if poles is None else poles.conj(), None if matrix is None else matrix.mT)
-        g_added, g_first = _Carry.apply(g_before, g_state, *adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
+        before, power = ctx.saved_tensors
+        adjoint = power.conj() if power.is_complex() else power.mT
+        g_added, g_first = _Carry.apply(g_before, g_state, adjoint, not ctx.backwards)  # type: ignore[no-untyped-call]
         # The gradient of the matrix in x M, which is the transpose of that of the state matrix.
         g = before.flatten(1, 2).mT @ g_added.flatten(1, 2)
-        g_poles = None if poles is None else add_rotation_adjoint(g.mT)[:, None].to(poles.dtype)
-        return g_added, g_first, g_poles, None if matrix is None else g, None
+        if power.is_complex():
+            g = add_rotation_adjoint(g.mT)[:, None].to(power.dtype)
+        return g_added, g_first, g, None
 
 
 def _chunks(
@@ -173,9 +170,9 @@ def scan_chunks(
     def carry(added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         # For a short block, copies and the overhead of autograd cost as much as a product.
         if added.shape[1] == 1:
-            return state[:, None], move_on(added[:, 0], state, chunk.poles, chunk.matrix)
+            return state[:, None], move_on(added[:, 0], state, chunk.power)
         run = _Carry.apply if torch.is_grad_enabled() and not transformed() else _Carry.forward
-        before, after = run(added, state, chunk.poles, chunk.matrix, False)
+        before, after = run(added, state, chunk.power, False)
         return before, after
 
     state = state.transpose(0, 1).contiguous()

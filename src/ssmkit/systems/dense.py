@@ -155,7 +155,6 @@ class DiscreteDense(PerFeature):
             add_direct(ungroup(rows @ columns, C).to(self.dtype), self.D),
             ungroup(krylov_rows(table[:-1], rows @ self.A), C).to(self.dtype),
             per_feature(columns.flip(-1).mT.to(self.dtype), H),
-            None,
             per_feature(table[-1].mT.to(self.dtype), H),
         )
 

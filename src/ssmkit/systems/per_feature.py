@@ -15,7 +15,15 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.complex import from_interleaved, interleaved, multiply_interleaved, output_rows, times_rows, to_pairs
+from ..ops.complex import (
+    add_rotation,
+    from_interleaved,
+    interleaved,
+    multiply_interleaved,
+    output_rows,
+    times_rows,
+    to_pairs,
+)
 from ..ops.conv import causal_conv
 from ..ops.scan import Chunk, chunk_length, move_on, scan_chunks, toeplitz
 from ..ops.vandermonde import powers
@@ -138,7 +146,7 @@ class ChunkCoefficients(NamedTuple):
         """A^m x, for states (H, B, N)."""
         H, T = len(state), self.rows.shape[2]
         poles = per_feature(self.poles[:, m], H)[:, None]
-        moved = move_on(torch.zeros_like(state), state, poles, None)
+        moved = move_on(torch.zeros_like(state), state, poles)
         if not self.rows.shape[1]:
             return moved
         products = state @ self.rows[:, :, :m].flatten(1, 2).mT
@@ -222,12 +230,13 @@ class LowRankSystem(PerFeature):
         """
         (C, H), (G, n), dtype = self.D.shape, self.a.shape, self.dtype
         table = powers(self.a, T)
+        poles = table[:, -1] * self.a
         p, q = self.low_rank_part()
         c = group_rows(self.c, G)
         observe = output_rows((c * self.a[:, None])[:, :, None] * table[:, None])
         reach = interleaved(self.b[:, None] * table)
         rows = columns = observe.new_zeros(G, 0, T, 2 * n)
-        matrix = None
+        power = per_feature(poles, H)[:, None]
         if rank := p.shape[-1]:
             low, columns = interleaved(p.mT), interleaved(p.mT[:, :, None] * table[:, None])
             v = [output_rows(q)]
@@ -241,14 +250,14 @@ class LowRankSystem(PerFeature):
             later = F.pad(products, (1, -1))
             reach = reach - rearrange(toeplitz(later), "g r k j -> g j (r k)") @ flat_columns
             columns = columns.flip(2)
-            matrix = per_feature(-(flat_rows.mT @ columns.flatten(1, 2)).to(dtype), H)
+            matrix = add_rotation(-(columns.flatten(1, 2).mT @ flat_rows), poles)
+            power = per_feature(matrix.mT.to(dtype), H)
         return ChunkCoefficients(
             Chunk.of(
                 add_direct(ungroup(output_rows(c) @ reach.mT, C).to(dtype), self.D),
                 ungroup(observe, C).to(dtype),
                 per_feature(reach.flip(1).to(dtype), H),
-                per_feature(table[:, -1] * self.a, H)[:, None],
-                matrix,
+                power,
             ),
             table,
             *(per_feature(x.to(dtype), H) for x in (rows, columns)),
