@@ -155,10 +155,7 @@ def run_evaluate(args: Evaluate) -> None:
             by_forward = evaluate(model, [first], quantizer, part + 1)
     print("held-out negative log-likelihood, bits per sample")
     for name, value in result.items():
-        share = (
-            f"   ({value / result['bigram']:.3f} of the bigram's)" if name == "network" and "bigram" in result else ""
-        )
-        print(f"  {name:<8} {value:6.3f}{share}")
+        print(f"  {name:<8} {value:6.3f}")
     if part:
         print(f"the first {part:,} samples: {by_forward:.6f} by forward, {by_step:.6f} by step")
     if args.model.is_dir():
@@ -367,6 +364,10 @@ def run_all() -> None:
     run_report(Report(device="cpu"))
     print(f"{', '.join(sorted(p.name for p in RUN.iterdir() if p.suffix in ('.wav', '.png', '.html')))} in {RUN}")
     print(f"{time.perf_counter() - begin:.0f} s in all")
+    program = Path(sys.argv[0])
+    print(f"results, with players: {RUN / 'report.html'}")
+    print(f"a model that trained for longer:   python {program} generate --seconds 20")
+    print(f"training on your own recordings:   python {program} train --data DIR --out runs/mine --steps 10000")
 
 
 def parse(arguments: list[str]) -> Command:

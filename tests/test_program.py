@@ -280,6 +280,7 @@ def test_without_arguments_it_runs_from_end_to_end(tmp_path, call, monkeypatch):
     status, out, err = call()
     assert status == 0, err
     assert "5 clips to train on, 1 held out, 8000 Hz" in out
+    assert "results, with players: runs/youtubemix/report.html" in out
     made = names(tmp_path / "runs/youtubemix")
     assert {"real.wav", "primed.wav", "unprimed.wav", "loss.png", "spectrograms.png", "report.html"} <= made
     real, primed = (sf.read(tmp_path / f"runs/youtubemix/{n}.wav")[0] for n in ("real", "primed"))
@@ -298,7 +299,8 @@ def test_without_arguments_it_runs_from_end_to_end(tmp_path, call, monkeypatch):
         "adaptive",
         "partials",
         "Listen",
-        "tier 3",
+        "The network predicts worse than that filter",
+        "Tier 3, block 1, at 500 Hz",
         "d_model",
         "before and after training",
     ):

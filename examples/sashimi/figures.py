@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def loss_curve(history: list[dict[str, float]], result: dict[str, float]) -> Fig
         axes.axhline(value, color=colors[name], linestyle=style, linewidth=1, label=f"{name}, held out: {value:.2f}")
     lowest = min([*mean, *result.values()])
     axes.set(xlabel="step", ylabel="bits per sample", ylim=(lowest - 0.5, max(result.values()) + 0.3))
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
@@ -102,11 +103,13 @@ class Tap:
 def taps(before: SequenceLayer, after: SequenceLayer, d_model: int, pool: Sequence[int], sample_rate: int) -> list[Tap]:
     """The last state-space layer of every tier."""
     found: dict[int, Tap] = {}
-    for (name, old), (_, new) in zip(before.named_modules(), after.named_modules(), strict=True):
+    blocks: Counter[int] = Counter()
+    for old, new in zip(before.modules(), after.modules(), strict=True):
         if isinstance(old, FeaturewiseLayer) and isinstance(new, FeaturewiseLayer):
             tier = int(np.log2(old.d_model / d_model))
+            blocks[tier] += 1
             rate = sample_rate / int(np.prod(pool[:tier]))
-            found[tier] = Tap(f"tier {tier + 1}: {name}", old, new, rate)
+            found[tier] = Tap(f"Tier {tier + 1}, block {blocks[tier]}, at {rate:,.0f} Hz", old, new, rate)
     return [found[tier] for tier in sorted(found)]
 
 
@@ -140,6 +143,5 @@ def layer_portrait(tap: Tap, features: int = 4) -> Figure:
     left.set(title=f"kernels of {features} features, scaled", xlabel="ms", yticks=[], xlim=(0, time[length // 4]))
     middle.set(title="time scales of all poles", xlabel="ms until 1/e", xscale="log")
     right.set(title="spectrum, mean over features", xlabel="Hz", ylabel="dB")
-    for axes in (left, middle, right):
-        axes.legend(fontsize="small")
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
