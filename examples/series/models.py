@@ -34,6 +34,20 @@ class Sizes:
     dropout: float = 0.1
     """Probability of dropout, with one mask for the whole sequence."""
 
+    @classmethod
+    def of(cls, file: TensorFile) -> Sizes:
+        """The sizes in the header of a file, compared with its length before anything of that size is made.
+
+        Raises:
+            KeyError, TypeError, ValueError: If they are damaged.
+        """
+        if set(file.card["sizes"]) != {field.name for field in fields(cls)}:
+            raise ValueError("its sizes are not those of this program")
+        sizes = cls(**file.card["sizes"])
+        if not 0 < sizes.d_model * sizes.d_state * max(1, sizes.blocks) <= 8 * file.numbers:
+            raise ValueError("its sizes do not fit its weights")
+        return sizes
+
     def encoder(self, d_input: int) -> Sequential:
         """A linear map to the width, blocks and a norm.
 
@@ -106,13 +120,10 @@ def load(folder: Path) -> Classifier:
     """
     file = TensorFile(folder / FILE)
     try:
+        sizes = Sizes.of(file)
         classes, channels = tuple(file.card["classes"]), file.card["channels"]
-        if set(file.card["sizes"]) != {field.name for field in fields(Sizes)}:
-            raise ValueError("its sizes are not those of this program")
-        sizes = Sizes(**file.card["sizes"])
-        # Refused before anything of that size is made.
-        if not 0 < sizes.d_model * (sizes.d_state + channels) * max(1, sizes.blocks) <= 8 * file.numbers:
-            raise ValueError("its sizes do not fit its weights")
+        if not 0 < channels * sizes.d_model <= file.numbers:
+            raise ValueError("its channels do not fit its weights")
         model = Classifier(channels, classes, sizes)
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{file.path} has a damaged header ({error}).") from error

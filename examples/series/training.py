@@ -54,7 +54,7 @@ those of ACSF1 are a first guess."""
 Report = Callable[[float], object]
 
 
-def _fit(model: nn.Module, losses: Iterator[Tensor], settings: Settings, report: Report) -> None:
+def fit(model: nn.Module, losses: Iterator[Tensor], settings: Settings, report: Report) -> None:
     """Minimises losses, one per step."""
     optimizer = torch.optim.AdamW(param_groups(model, settings.lr, settings.weight_decay))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -104,7 +104,7 @@ def train_classifier(
         for part in batches(data.train, settings.batch, random):
             yield F.cross_entropy(model([vary(x, settings, random) for x in part.series]), part.labels)
 
-    _fit(model, losses(), settings, report)
+    fit(model, losses(), settings, report)
     return model
 
 
