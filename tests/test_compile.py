@@ -37,6 +37,27 @@ def test_dynamic_lengths_are_compiled_one_by_one(name):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_an_exported_step_runs_at_every_phase_if_phases_are_a_tensor():
+    layer = LAYERS["MultiRate"]().eval()
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, u, state):
+            return self.layer.step(u, state)
+
+    filling, emitting, _, inner = layer.initial_state(2)
+    state = (filling, emitting, torch.tensor([0, 0]), inner)
+    u = torch.randn(2, LENGTH, layer.d_input)
+    program = torch.export.export(Step(), (u[:, 0], state)).module()
+    for k, expected in enumerate(layer(u).unbind(1)):
+        y, state = program(u[:, k], state)
+        assert relative_error(y, expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["S4", "S4, bidirectional", "S4D", "S5", "MultiRate"])
 def test_torch_refuses_to_export_dynamic_lengths(name):
     layer = LAYERS[name]().eval()

@@ -257,14 +257,15 @@ class MultiRate(SequenceLayer):
         weight = self.down.linear.weight
         _checks.batch("MultiRate", batch_shape)
         given = _checks.given("MultiRate", device, dtype)
-        frame = torch.zeros(
+        filling = torch.zeros(
             *batch_shape,
             self.pool,
             self.d_input,
             device=weight.device if device is None else given["device"],
             dtype=at_least_float32(given["dtype"] or weight.dtype),
         )
-        return frame, frame, 0, self.layer.initial_state(*batch_shape, device=device, dtype=dtype)
+        # Two tensors: torch.export takes one that occurs twice for a single argument, and torch.compile guards it.
+        return filling, torch.zeros_like(filling), 0, self.layer.initial_state(*batch_shape, device=device, dtype=dtype)
 
     def step(self, u: Tensor, state: State, system: System = None) -> tuple[Tensor, State]:
         """Maps one sample; runs the layer inside when it fills a frame."""
