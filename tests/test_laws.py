@@ -56,6 +56,15 @@ def test_three_scans_agree_with_one(name):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
+def test_a_state_does_not_keep_its_chunk_in_memory(name):
+    layer = CAUSAL[name]().eval()
+    with torch.no_grad():
+        _, state = layer.scan(example_input(layer, 2, 40), layer.initial_state(2))
+    for part in leaves(state):
+        assert part.untyped_storage().nbytes() <= part.nbytes
+
+
+@pytest.mark.parametrize("name", CAUSAL)
 def test_gradients_agree_and_reach_every_parameter(name):
     """The gradients of forward, scan and steps are the same, and none is missing or zero."""
     layer = CAUSAL[name]().double().eval()

@@ -318,7 +318,8 @@ class MultiRate(SequenceLayer):
         y = emitted[..., phase : phase + u.shape[-2], :].to(u.dtype)
         rest = samples[..., full:, :]
         filling = F.pad(rest, (0, 0, self.pool - rest.shape[-2], 0))
-        return y, (filling, emitted[..., full:, :], rest.shape[-2], inner)
+        # A copy: a view would keep the whole chunk in memory.
+        return y, (filling, emitted[..., full:, :].clone(), rest.shape[-2], inner)
 
     def _scan_rows(
         self, u: Tensor, filling: Tensor, emitting: Tensor, phase: Tensor, inner: State, system: System

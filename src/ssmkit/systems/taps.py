@@ -80,7 +80,8 @@ class Taps(System):
         w, y = self.w.to(u.dtype), self.D.to(u.dtype)
         for j in range(K):
             y = torch.addcmul(y, w[j], both[:, j : j + L])
-        return y, both[:, L:].to(x.dtype)
+        # A copy: a view would keep the whole chunk in memory.
+        return y, both[:, L:].to(x.dtype, copy=True)
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input :math:`(*, H)` and state :math:`(*, K - 1, H)` to output :math:`(*, H)` and the next state."""
