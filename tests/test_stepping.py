@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ssmkit
-from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, compile_step, stepping
+from ssmkit import S4, S4D, MultiRate, Pointwise, Residual, S4Block, Sequential, ShortConv, compile_step, stepping
 from ssmkit.testing import relative_error
 
 
@@ -23,7 +23,8 @@ def tensors(state):
 
 
 def network():
-    inner = Sequential(Residual(MultiRate(8, S4Block(16, S4D(16, 4)), 2)), Pointwise(Twice()))
+    inmost = Sequential(ShortConv(16), S4D(16, 4))
+    inner = Sequential(Residual(MultiRate(8, S4Block(16, inmost), 2)), Pointwise(Twice()))
     return Sequential(nn.Embedding(9, 4), Residual(MultiRate(4, inner, 3)), S4Block(4, S4(4, 4)), nn.Linear(4, 9))
 
 

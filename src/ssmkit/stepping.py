@@ -98,12 +98,20 @@ def _missing_compiler(device: str) -> str | None:
 
 def _compiled(layer: SequenceLayer, system: System) -> Step:
     def segment(u: Tensor, state: State) -> tuple[Tensor, State]:
-        return layer.step(u, state, system)
+        y, new = layer.step(u, state, system)
+        return y, _contiguous(new)
 
     # torch.compile limits how often it compiles one code object, so every segment gets a code object of its own.
     code = segment.__code__.replace(co_name=f"segment_{next(_numbers)}")
     own = types.FunctionType(code, segment.__globals__, closure=segment.__closure__)
     return cast(Step, torch.compile(own, dynamic=False))
+
+
+def _contiguous(state: State) -> State:
+    """A state in new strides would compile the segment again."""
+    if isinstance(state, tuple):
+        return tuple(_contiguous(part) for part in state)
+    return state.contiguous() if isinstance(state, Tensor) else state
 
 
 def _changes_rate(layer: nn.Module) -> bool:
