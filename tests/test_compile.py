@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ssmkit import LRU, S4, S4D, S5, S6, Mamba, Mamba2, MultiRate, S4Block, ShortConv, layers
 from ssmkit.testing import relative_error
@@ -34,6 +35,51 @@ def test_dynamic_lengths_are_compiled_one_by_one(name):
     for L in (LENGTH, LENGTH + 2):
         u = torch.randn(2, L, layer.d_input)
         assert relative_error(compiled(u), layer(u)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_new_length_is_at_most_one_graph_and_a_known_one_none(name):
+    torch.compiler.reset()
+    layer, counter = LAYERS[name](), CompileCounter()
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for L, new in ((3, 1), (5, 1), (4, 1), (5, 0), (3, 0)):
+        before = counter.frame_count
+        compiled(torch.randn(2, L, layer.d_input))
+        assert counter.frame_count - before <= new
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_from_the_ninth_length_on_layers_run_uncompiled():
+    assert torch._dynamo.config.recompile_limit == 8
+    layer, u = LAYERS["S4D"](), torch.randn(2, 5, 3)
+    for whole in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=whole, backend="eager")
+        with torch._dynamo.config.patch(recompile_limit=2):
+            for L in (3, 4):
+                compiled(u[:, :L])
+            if whole:
+                with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+                    compiled(u)
+            else:
+                assert relative_error(compiled(u), layer(u)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().causal])
+def test_steps_are_compiled_in_the_first_frames_alone(name):
+    """The second state may have other strides than the first, and MultiRate has a graph for each phase."""
+    torch.compiler.reset()
+    layer, counter = LAYERS[name]().eval(), CompileCounter()
+    step, system = torch.compile(layer.step, fullgraph=True, backend=counter), layer.system()
+    state, first = layer.initial_state(2), 6 if name == "MultiRate" else 2
+    with torch.no_grad():
+        for k in range(2 * first):
+            _, state = step(torch.randn(2, layer.d_input), state, system)
+            if k == first - 1:
+                compiled = counter.frame_count
+    assert counter.frame_count == compiled <= first
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
