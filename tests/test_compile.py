@@ -103,6 +103,16 @@ def test_an_exported_step_runs_at_every_phase_if_phases_are_a_tensor():
         assert relative_error(y, expected) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_traces_of_torch_jit_are_refused(name):
+    """They would be of one length, and of one phase of MultiRate."""
+    layer = LAYERS[name]().requires_grad_(False)
+    for run in [layer, lambda u: layer.scan(u, layer.initial_state(2))[0]][: 1 + layer.causal]:
+        with pytest.raises(TypeError, match=r"^\w+: `u` must not be traced by torch.jit, .*; use torch.export\.$"):
+            torch.jit.trace(run, torch.randn(2, LENGTH, layer.d_input))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["S4", "S4, bidirectional", "S4D", "S5", "MultiRate"])
 def test_torch_refuses_to_export_dynamic_lengths(name):

@@ -227,8 +227,13 @@ def same_device(where: str, name: str, value: torch.device, other_name: str, oth
 
 
 def floating(where: str, name: str, value: Tensor) -> Tensor:
-    """A real floating tensor."""
+    """A real floating tensor, which torch.jit does not trace."""
     tensor(where, name, value)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise TypeError(
+            f"{where}: `{name}` must not be traced by torch.jit, which would keep its length and the phase of a state "
+            "as constants; use torch.export."
+        )
     if value.dtype not in FLOATING:
         raise TypeError(
             f"{where}: `{name}` must be a real floating tensor, got {value.dtype}; "
