@@ -64,12 +64,19 @@ def weights(layer):
     assert torch.equal(empty(u), layer(u))
 
 
-@feature("Construction and `forward` on the device meta")
+@feature("All modes on the device meta, under autocast too")
 def meta(layer):
     with torch.device("meta"):
         empty = LAYERS[layer.name]()
     assert all(parameter.is_meta for parameter in empty.parameters())
-    assert empty(torch.empty(2, LENGTH, layer.d_input, device="meta")).shape == layer(sequence(layer)).shape
+    u = torch.empty(2, LENGTH, layer.d_input, device="meta")
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = [empty(u)]
+            if layer.causal:
+                y, state = empty.scan(u, empty.initial_state(2))
+                outputs += [y, empty.step(u[:, 0], state)[0][:, None].expand_as(y)]
+        assert all(y.is_meta and y.shape == layer(sequence(layer)).shape for y in outputs)
 
 
 @feature("Weights and inputs in float64 and bfloat16")
@@ -176,6 +183,14 @@ def sharded(layer):
         z, state = layer.scan(u[:, :-1], state)
         last, _ = layer.step(u[:, -1], state)
         assert relative_error(torch.cat([z, last[:, None]], 1), y) < 1e-4
+
+
+def test_a_pickle_of_a_whole_model_is_not_read_as_weights():
+    file = io.BytesIO()
+    torch.save(LAYERS["S4D"](), file)
+    file.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        torch.load(file, weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
