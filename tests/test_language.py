@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -218,6 +219,18 @@ def test_damaged_weights_are_refused(folders, tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(Problem, match=f"{name} cannot be read"):
         load_model(tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(folders, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / "config.json").write_text((folders["mamba"] / "config.json").read_text())
+    torch.save({"backbone.embeddings.weight": Code()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Problem, match=r"pytorch_model.bin cannot be read"):
+        load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_network_that_the_other_library_has_not_is_refused(folders, tmp_path):
