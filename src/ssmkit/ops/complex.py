@@ -52,7 +52,8 @@ def from_interleaved(x: Tensor) -> Tensor:
 
 def output_rows(z: Tensor) -> Tensor:
     r"""The real rows :math:`2 [\Re z, -\Im z]`, whose product with an interleaved :math:`s` is :math:`2 \Re (z s)`."""
-    return 2 * interleaved(z.conj())
+    # No view: under torch.compile, vmap has no rule for the imaginary part of the gradient, which would be one, too.
+    return 2 * interleaved(z.conj_physical())
 
 
 def times_rows(rows: Tensor, a: Tensor) -> Tensor:
