@@ -12,7 +12,7 @@ from example import CPU, PIANO, clip, write
 from sashimi import audio, baselines, config, evaluation, generation, measures, model, overfitting, storage, training
 from sashimi.problems import Problem
 from ssmkit import S4, S4D, Residual
-from ssmkit.testing import assert_modes_agree
+from ssmkit.testing import assert_modes_agree, relative_error
 
 # The network
 
@@ -28,6 +28,20 @@ def test_the_network_takes_float_samples_too():
     net = model.sashimi(4, 1, d_state=4, inputs="samples", d_output=7).double()
     assert net(torch.randn(2, 30, 1, dtype=torch.float64)).shape == (2, 30, 7)
     assert_modes_agree(net)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_network_is_one_graph_forward_and_backward():
+    torch.compiler.reset()
+    net = model.sashimi(4, 1, d_state=4, pool=(2, 2))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    u = torch.randint(256, (2, 12))
+    results = []
+    for run in (net, compiled):
+        y = run(u)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))])
+    for expected, found in zip(*results, strict=True):
+        assert relative_error(found, expected) < 1e-5
 
 
 def test_the_network_is_the_papers():
