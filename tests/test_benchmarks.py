@@ -63,6 +63,14 @@ def test_errors_are_measured(tmp_path):
     assert "every bound holds" in done.stdout
 
 
+def test_compiled_layers_are_compared(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "compile.py"), "--shape", "1", "8", "2", "--rounds", "1"]
+    command += ["--backend", "eager", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^S4D?: compiled in .* differs by 0.0e\+00; eager .* ÷ eager", done.stdout, re.M)) == 2
+
+
 def test_a_peer_that_cannot_be_loaded_gives_an_error_of_one_sentence(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "--lengths", "64", "--states", "16", "--peer", "."]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
