@@ -320,6 +320,21 @@ def test_float32_holds_over_long_sequences(name, dt):
     assert relative_error(torch.stack(rows, 1), exact) < 2e-5
 
 
+@pytest.mark.parametrize("make", [ssmkit.S4, ssmkit.S4D])
+def test_a_million_samples(make):
+    layer, u = make(2), torch.randn(1, 1 << 20, 2)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(u.double())
+        assert relative_error(layer(u), exact) < 1e-5
+        assert relative_error(layer.scan(u, layer.initial_state(1))[0], exact) < 2e-6
+
+
+@pytest.mark.parametrize("make", [ssmkit.S4, ssmkit.S4D])
+def test_a_thousand_states(make):
+    layer = make(1, 1024).double()
+    assert_modes_agree(layer, example_input(layer, 40))
+
+
 def test_the_family_is_complete():
     """The family has every layer that the package exports."""
     made = {type(module) for make in CAUSAL.values() for module in make().modules()}
