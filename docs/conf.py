@@ -3,6 +3,9 @@
     sphinx-build -W -n -b html docs docs/_build/html
     sphinx-build -W -n -b doctest docs docs/_build/doctest
 
+The first runs the programs in `tutorials/` and writes their pages to `gallery/`, which git ignores. It does not run a
+program again that has not changed, until that folder is deleted.
+
 Both run without a network: MathJax is copied into the site by the package sphinx-mathjax-offline, and links to other
 projects are resolved from small inventories that hold only the names used here. To add a name, add its line to
 `_inventories/NAME.txt`, then
@@ -15,6 +18,8 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -24,6 +29,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.inspect import stringify_signature
 
 import ssmkit
+
+sys.path.insert(0, str(Path(__file__).parent / "tutorials"))  # for `common`, which the tutorials share
 
 project = "ssmkit"
 author = "the ssmkit authors"
@@ -38,9 +45,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",  # the name of its module, hyphens and all
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "tutorials"]  # the pages of the tutorials are in gallery/
 nitpicky = True
 default_role = "code"  # docstrings write arguments as `u`
 smartquotes_action = "D"  # dashes alone: quotes in messages are shown as they are
@@ -67,6 +75,23 @@ mathjax3_config = {"tex": {"macros": {"Re": r"\operatorname{Re}", "Im": r"\opera
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/\d_\w+\.py$",  # those that are run: all
+    "ignore_pattern": r"common\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", "common.reset_figures"),
+    "image_srcset": ["2x"],
+    "thumbnail_size": (400, 240),
+    "notebook_extensions": [],
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "min_reported_time": 3600,
+    "show_signature": False,
+}
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", "_inventories/python.inv"),
@@ -149,6 +174,13 @@ def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, c
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
+def run_tutorials_for_pages_alone(app: Sphinx) -> None:
+    """The builder of doctests needs the pages of the tutorials, but not their results."""
+    if app.builder.format != "html":
+        app.config.plot_gallery = False
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", run_tutorials_for_pages_alone, priority=5)  # the gallery reads it at 10
     app.connect("autodoc-process-signature", source_signature)
     app.connect("missing-reference", resolve_short_name, priority=400)

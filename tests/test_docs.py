@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -15,20 +16,26 @@ import ssmkit.streaming
 from test_structure import PUBLIC
 
 DOCS = Path(__file__).parents[1] / "docs"
+TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("[0-9]_*.py"))
+
+pytestmark = pytest.mark.timeout(700)  # the first test waits for the site, which runs the tutorials
 
 
-def build(builder: str, out: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", builder, DOCS, out]
+def build(builder: str, folder: Path) -> Path:
+    """Builds a copy, so that every tutorial runs, and no build sees the pages of another one."""
+    shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("_build", "gallery"))
+    (folder / "examples").symlink_to(DOCS.parent / "examples")  # the data of the tutorials
+    out = folder / builder
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", builder, folder / "docs", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return out
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("html")
-    build("html", out)
-    return out
+    return build("html", tmp_path_factory.mktemp("site"))
 
 
 def test_pages_need_no_network(site):
@@ -55,6 +62,19 @@ def test_every_public_name_has_an_entry(site):
     entries = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     names = {f"{module.__name__}.{name}" for module in PUBLIC for name in module.__all__}
     assert names <= entries, sorted(names - entries)
+
+
+def test_every_program_in_the_folder_is_a_tutorial():
+    assert {path.stem for path in (DOCS / "tutorials").glob("*.py")} == {*TUTORIALS, "common"}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_has_a_page_with_its_results(site, name):
+    page = (site / "gallery" / f"{name}.html").read_text()
+    assert "sphx-glr-script-out" in page
+    assert f"sphx_glr_{name}_001_2_00x.png" in page
+    assert "Traceback" not in page
+    assert f'href="{name}.html"' in (site / "gallery" / "index.html").read_text()
 
 
 def test_examples_are_right(tmp_path):
