@@ -156,5 +156,5 @@ plt.show()
 # What to read next
 # -----------------
 #
-# :doc:`/modes` shows the third way to run a layer, in chunks. :doc:`/choosing` helps to choose a layer and its step
-# sizes, and :doc:`/series` is a complete program that classifies series of different lengths.
+# :doc:`/gallery/2_three_modes` shows the third way to run a layer, in chunks. :doc:`/choosing` helps to choose a
+# layer and its step sizes, and :doc:`/series` is a complete program that classifies series of different lengths.
