@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,15 @@ def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, c
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
+def changelog_as_rst(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    """Headings, links and underscores of CHANGELOG.md in reStructuredText; lists, code and bold text are the same."""
+    if path.name != "CHANGELOG.md":
+        return
+    text = "`".join(part if i % 2 else part.replace("_", r"\_") for i, part in enumerate(content[0].split("`")))
+    text = re.sub(r"^(#+) (.*)$", lambda m: f"{m[2]}\n{'=-~'[len(m[1]) - 1] * len(m[2])}", text, flags=re.M)
+    content[0] = re.sub(r"\[([^]]+)\]\((http[^)]+)\)", r"`\1 <\2>`__", text)
+
+
 def run_tutorials_for_pages_alone(app: Sphinx) -> None:
     """The builder of doctests needs the pages of the tutorials, but not their results."""
     if app.builder.format != "html":
@@ -182,5 +192,6 @@ def run_tutorials_for_pages_alone(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", run_tutorials_for_pages_alone, priority=5)  # the gallery reads it at 10
+    app.connect("include-read", changelog_as_rst)
     app.connect("autodoc-process-signature", source_signature)
     app.connect("missing-reference", resolve_short_name, priority=400)

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.timeout(700)  # the first test waits for the site, whic
 def build(builder: str, folder: Path) -> Path:
     """Builds a copy, so that every tutorial runs, and no build sees the pages of another one."""
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("_build", "gallery"))
-    (folder / "examples").symlink_to(DOCS.parent / "examples")  # the data of the tutorials
+    for name in ("examples", "CHANGELOG.md"):  # the data of the tutorials, and what a page includes
+        (folder / name).symlink_to(DOCS.parent / name)
     out = folder / builder
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", builder, folder / "docs", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -75,6 +76,15 @@ def test_a_tutorial_has_a_page_with_its_results(site, name):
     assert f"sphx_glr_{name}_001_2_00x.png" in page
     assert "Traceback" not in page
     assert f'href="{name}.html"' in (site / "gallery" / "index.html").read_text()
+
+
+def test_the_changelog_is_a_page_with_its_headings_links_and_code(site):
+    page = (site / "changelog.html").read_text()
+    assert "<h1>Changelog" in page
+    assert "<h3>Numerics" in page
+    assert 'href="https://semver.org">SemVer</a>' in page
+    assert "x_k = a_k x_(k-1)" in page
+    assert "## " not in page
 
 
 def test_examples_are_right(tmp_path):
