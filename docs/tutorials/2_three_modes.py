@@ -25,8 +25,8 @@ Player(audio, rate)
 # The network has two S4 blocks (norm, S4, activation and linear map, then a feed-forward network). Its weights are
 # random: this page is about numbers, and a trained network would do the same.
 
-model = ssmkit.Sequential(nn.Linear(1, 16), ssmkit.S4Block(16), ssmkit.S4Block(16), nn.Linear(16, 1)).eval()
 torch.set_grad_enabled(False)
+model = ssmkit.Sequential(nn.Linear(1, 16), ssmkit.S4Block(16), ssmkit.S4Block(16), nn.Linear(16, 1)).eval()
 
 # %%
 # The three ways
@@ -133,13 +133,14 @@ start = model.initial_state()
 _, middle = model.scan(second[:5000], start, system)
 by_step, _ = model.step(second[5000], middle, system)
 by_scan, _ = model.scan(second[5000:5100], middle, system)  # from the same state
+torch.set_grad_enabled(True)
 assert relative_error(by_step, expected[5000]) < 1e-10
 assert relative_error(by_scan, expected[5000:5100]) < 1e-10
-torch.set_grad_enabled(True)
 
 # %%
 # What to read next
 # -----------------
 #
 # :doc:`/modes` has recipes for each way, and a table of what works where. :doc:`/streaming` runs a network as a
-# compiled program, which is much faster than steps in Python.
+# compiled program, which is much faster than steps in Python. :doc:`/gallery/3_hippo` shows what the state of a layer
+# remembers.
