@@ -66,8 +66,8 @@ def compare(title, runs):
     for name, losses in runs.items():
         axes.plot(torch.tensor(losses).unfold(0, 10, 1).mean(-1), label=name)  # the mean of ten steps
     axes.axhline(math.log(10), color="grey", linestyle=":", label="guessing")
-    axes.set(title=title, xlabel="step", ylabel="loss (nats)", ylim=(0, 3))
-    axes.legend(fontsize=9)
+    axes.set(title=title, xlabel="step", ylabel="loss (nats)", ylim=(0, 3.6))
+    axes.legend(loc="upper right", ncols=2, fontsize=9)
     plt.show()
 
 
@@ -91,8 +91,8 @@ assert end(good) < 0.7 * end(short) < end(long)
 # %%
 # A memory that is too short looks like a network that is too small: the loss falls, and stops too high. A memory that
 # is much too long looks like a bug: the loss stays at guessing, because within a sequence the states of such a layer
-# hardly move. In both cases a larger network or a longer training does not help, and a hundred times larger or
-# smaller `dt` does. This is how far training has moved the step sizes of the first layer:
+# hardly move. Training does not repair a wrong range. This is how far it has moved the step sizes of the first layer in
+# the good run:
 
 moved = (model[1][1].log_dt.detach() - before).abs().exp()
 print(f"by a factor of {moved.median():.2f} in the median, and of {moved.max():.2f} at most")
@@ -111,8 +111,7 @@ compare("Learning rate 0.05", {"groups": separate, "one for all": same})
 assert end(separate) < end(same)
 
 # %%
-# If a loss is noisy or jumps, look at its learning rates first. A rate that rises at the beginning and falls at the
-# end, and clipped gradients, help too; a scheduler of torch keeps the ratio of the groups.
+# If a loss is noisy or jumps, look at its learning rates first.
 #
 # The scale of the inputs
 # -----------------------
