@@ -144,8 +144,8 @@ axes.set(title="Time per block", xlabel="time (ms)", ylabel="blocks that took le
 axes.legend()
 
 # %%
-# The times depend on the machine that built this page. The few blocks that took much longer waited for another
-# program on the same core; audio programs ask the operating system for a higher priority.
+# The times depend on the machine that built this page. Where a few blocks take much longer than the others, they
+# waited for another program on the same core; audio programs ask the operating system for a higher priority.
 #
 # Turn a knob while it plays
 # --------------------------

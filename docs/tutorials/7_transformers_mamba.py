@@ -143,7 +143,7 @@ with torch.no_grad():
 their_seconds = time.perf_counter() - begin
 assert torch.equal(text, expected_text)
 print(f"the same {tokens} tokens: {text[0, :12].tolist()} ...")
-print(f"tokens per second, on one core: {tokens / seconds:.0f}, transformers {tokens / their_seconds:.0f}")
+print(f"tokens per second: ssmkit {tokens / seconds:.0f}, transformers {tokens / their_seconds:.0f}")
 
 # %%
 # Several prompts
