@@ -84,6 +84,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"common\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "capture_repr": ("_repr_html_",),  # players, and not what the last call of a plot returns
     "reset_modules": ("matplotlib", "common.reset_figures"),
     "image_srcset": ["2x"],
     "thumbnail_size": (400, 240),

@@ -157,10 +157,11 @@ def lagt(N: int) -> tuple[Real, Real]:
 def fout(N: int) -> tuple[Real, Real]:
     r"""The truncated Fourier measure (FouT): a sliding window of unit length, in sines and cosines.
 
-    With :math:`g(s) = (1, 0, \sqrt2 \cos 2\pi s, \sqrt2 \sin 2\pi s, \sqrt2 \cos 4\pi s, \dots)` the basis of the
-    window at age :math:`s` and :math:`D` its derivative, :math:`g' = D g`,
+    The basis of the window at age :math:`s`, with :math:`D` its derivative, :math:`g' = D g`, gives
 
-    .. math:: A = D - 2\, g(0)\, g(0)^\top, \qquad B = 2\, g(0).
+    .. math::
+        g(s) = (1, 0, \sqrt2 \cos 2\pi s, \sqrt2 \sin 2\pi s, \sqrt2 \cos 4\pi s, \dots), \\
+        A = D - 2\, g(0)\, g(0)^\top, \qquad B = 2\, g(0).
 
     The second coordinate (the sine of frequency zero) is always zero. Because of it all poles come in pairs, and
     :math:`\Lambda` has a double pole at zero.

@@ -29,8 +29,8 @@ class S6(StateSpaceLayer):
     r"""Selective state-space layer (S6), the core of Mamba: step sizes and gains depend on the input.
 
     .. math::
-        h_k = e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k,
-        \qquad \Delta_k = \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
+        h_k &= e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k, \\
+        \Delta_k &= \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
 
     for each of :math:`E` features with N real states. A sample can be kept (large :math:`\Delta`) or ignored (small
     :math:`\Delta`), which is not possible with fixed coefficients. For signals such as audio, where this is not needed,

@@ -20,8 +20,8 @@ class Selective(System):
     r"""A diagonal system per feature whose step sizes and gains are linear functions of the input.
 
     .. math::
-        h_k = e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k,
-        \qquad \Delta_k = rate_k \cdot \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
+        h_k &= e^{\Delta_k A} \circ h_{k-1} + (\Delta_k \circ u_k) B_k^\top, \qquad y_k = h_k C_k + D \circ u_k, \\
+        \Delta_k &= rate_k \cdot \mathrm{softplus}(W_\Delta r_k + b_\Delta), \qquad [r_k, B_k, C_k] = W u_k
 
     With E features, N states each, G groups of features that share :math:`B_k` and :math:`C_k`, and :math:`\Delta` of
     rank R. Gains that are given as tensors are constant, and W has no rows for them.
