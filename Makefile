@@ -17,9 +17,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 ifdef PYTEST
-	$(BIN)/pytest -n 2 $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST)
 else
-	$(BIN)/pytest -n 2 --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report=
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest --cov --cov-append --cov-report= tests/test_kernels.py
 	$(BIN)/coverage report --fail-under=97
 endif

@@ -18,7 +18,8 @@ from test_structure import PUBLIC
 DOCS = Path(__file__).parents[1] / "docs"
 TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("[0-9]_*.py"))
 
-pytestmark = pytest.mark.timeout(700)  # the first test waits for the site, which runs the tutorials
+# The first test waits for the site, which runs the tutorials; parallel processes of pytest do not build it twice.
+pytestmark = [pytest.mark.timeout(700), pytest.mark.xdist_group("docs")]
 
 
 def build(builder: str, folder: Path) -> Path:
