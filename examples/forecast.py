@@ -30,7 +30,7 @@ from series.forecasting import (
     seasonal_naive,
     train_forecaster,
 )
-from series.training import Settings
+from series.training import Fitting
 
 TEN_YEARS = 522
 """Weeks."""
@@ -40,7 +40,7 @@ TEN_YEARS = 522
 class Forecast:
     """Train forecasters and measure them."""
 
-    settings: OmitArgPrefixes[Settings] = SETTINGS
+    settings: OmitArgPrefixes[Fitting] = SETTINGS
     """Settings of the training."""
     origins: tuple[int, ...] = (850, 980, 1110, 1240, 1762)
     """Numbers of the weeks after which a forecast begins. The last one leaves out the last ten years of the data, the

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sashimi.checked import TensorFile
 from sashimi.problems import Problem
 from sashimi.storage import make_folder, write_checked
 
 from .data import package
-from .models import FILE, Sizes
-from .training import Settings, fit
+from .models import FILE, Sizes, read
+from .training import Fitting, fit
 
 RECENT = 5
 """Years whose season and growth a forecast continues."""
-SETTINGS = Settings(Sizes(d_model=32, blocks=2, dropout=0.0), steps=50, lr=1e-4)
+SETTINGS = Fitting(Sizes(d_model=32, blocks=2, dropout=0.0), steps=50, lr=1e-4)
 """Chosen, as the recent years, by the forecasts of four decades that end before 1992."""
 
 
@@ -143,7 +142,7 @@ class Forecaster(nn.Module):
 
 
 def train_forecaster(
-    past: Weekly, horizon: int, settings: Settings, seed: int = 0, report: Callable[[float], object] = lambda loss: None
+    past: Weekly, horizon: int, settings: Fitting, seed: int = 0, report: Callable[[float], object] = lambda loss: None
 ) -> Forecaster:
     """A forecaster, trained on the forecasts from all weeks of the past.
 
@@ -180,11 +179,4 @@ def load(folder: Path) -> Forecaster:
     Raises:
         Problem: If there is none, or it is damaged.
     """
-    file = TensorFile(folder / FILE)
-    try:
-        model = Forecaster(Sizes.of(file), file.card["past"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{file.path} has a damaged header ({error}).") from error
-    file.check(model.state_dict())
-    model.load_state_dict(file.read())
-    return model.eval()
+    return read(folder, lambda file: Forecaster(Sizes.of(file), file.card["past"]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from sashimi.storage import make_folder, write_checked
 from ssmkit import S4D, S4Block, Sequential, sequences
 
 FILE = "model.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,34 @@ def save(model: Classifier, folder: Path) -> None:
     write_checked(folder / FILE, model.state_dict(), **card)
 
 
-def load(folder: Path) -> Classifier:
-    """Reads a model.
+def read(folder: Path, make: Callable[[TensorFile], _Model]) -> _Model:
+    """Reads a model whose network `make` makes from the header of the file.
 
     Raises:
         Problem: If there is none, or it is damaged.
     """
     file = TensorFile(folder / FILE)
     try:
-        sizes = Sizes.of(file)
-        classes, channels = tuple(file.card["classes"]), file.card["channels"]
-        if not 0 < channels * sizes.d_model <= file.numbers:
-            raise ValueError("its channels do not fit its weights")
-        model = Classifier(channels, classes, sizes)
+        model = make(file)
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{file.path} has a damaged header ({error}).") from error
     file.check(model.state_dict())
     model.load_state_dict(file.read())
     return model.eval()
+
+
+def load(folder: Path) -> Classifier:
+    """Reads a classifier.
+
+    Raises:
+        Problem: If there is none, or it is damaged.
+    """
+
+    def make(file: TensorFile) -> Classifier:
+        sizes = Sizes.of(file)
+        classes, channels = tuple(file.card["classes"]), file.card["channels"]
+        if not 0 < channels * sizes.d_model <= file.numbers:
+            raise ValueError("its channels do not fit its weights")
+        return Classifier(channels, classes, sizes)
+
+    return read(folder, make)

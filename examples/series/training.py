@@ -19,8 +19,8 @@ from .models import Classifier, Sizes
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a training run."""
+class Fitting:
+    """Settings of the training of any network for series."""
 
     sizes: OmitArgPrefixes[Sizes] = field(default_factory=Sizes)
     steps: int = 1000
@@ -31,15 +31,24 @@ class Settings:
     """Highest learning rate; it rises over the first tenth of the steps, and falls to zero by a cosine."""
     weight_decay: float = 0.05
     """Decay of the weights that have one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise Problem(f"--{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Settings(Fitting):
+    """Settings of the training of a classifier."""
+
     crop: float = 1.0
     """Shortest part of a series that is used in training."""
     scale: float = 0.0
     """Spread of a random factor of a series in training."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise Problem(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        super().__post_init__()
         if not 0 < self.crop <= 1:
             raise Problem(f"--crop must be greater than 0 and at most 1, not {self.crop}.")
 
@@ -54,7 +63,7 @@ those of ACSF1 are a first guess."""
 Report = Callable[[float], object]
 
 
-def fit(model: nn.Module, losses: Iterator[Tensor], settings: Settings, report: Report) -> None:
+def fit(model: nn.Module, losses: Iterator[Tensor], settings: Fitting, report: Report) -> None:
     """Minimises losses, one per step."""
     optimizer = torch.optim.AdamW(param_groups(model, settings.lr, settings.weight_decay))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
