@@ -113,6 +113,9 @@ def test_the_program_prints_a_line_per_forecast(monkeypatch, capsys, tmp_path):
     assert lines[0] == "mean absolute error over ten years, ppm"
     assert [line.split()[0] for line in lines[2:6]] == ["1971.3", "1971.7", "1972.5", "but"]
     assert float(lines[2].split()[2]) < 1
+    for column in (1, 2, 3):
+        first, second, mean = (float(lines[i].split()[column + (i == 5)]) for i in (2, 3, 5))
+        assert abs(mean * 2 - first - second) < 0.04
     assert forecasting.load(tmp_path).sizes.d_model == 8
 
 
