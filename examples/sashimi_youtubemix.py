@@ -88,6 +88,8 @@ def run_train(args: Train, *, advise: bool = True) -> None:
     config.check(settings)
     if settings.data is not None:
         settings = replace(settings, data=settings.data.resolve())
+    if settings.init_from is not None:
+        settings = replace(settings, init_from=settings.init_from.resolve())
     split = recordings(settings)
     trainer, run = Trainer(settings, split, world), Run(args.out)
     size = settings.batch * settings.excerpt

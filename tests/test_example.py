@@ -500,6 +500,34 @@ def test_a_run_continues_with_another_schedule_that_agrees_so_far(tmp_path):
     assert losses(trainer(tmp_path, steps=16, schedule="tail"), tmp_path, name="run") == whole
 
 
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"recompute": True}])
+def test_a_new_run_starts_from_a_trained_model(tmp_path, options):
+    """And a run that continues takes its checkpoint, not that model."""
+    first = trainer(tmp_path, steps=4)
+    losses(first, tmp_path, name="first")
+    start = tmp_path / "first" / storage.MODEL
+    expected = {name: x.clone() for name, x in storage.load_model(start).model.state_dict().items()}
+    found = trainer(tmp_path, steps=4, init_from=start, lr=1e-12, ssm_lr=1e-12, weight_decay=0.0, **options)
+    losses(found, tmp_path, name="second")
+    for theirs, ours in zip(expected.values(), found.best.state_dict().values(), strict=True):
+        assert torch.allclose(theirs, ours, rtol=0, atol=1e-9)
+    saved = storage.load_model(tmp_path / "second")
+    assert saved.settings.init_from is None
+    start.unlink()
+    more = trainer(tmp_path, steps=6, init_from=start, lr=1e-12, ssm_lr=1e-12, weight_decay=0.0, **options)
+    assert len(losses(more, tmp_path, name="second")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("d_model", 8), ("blocks", 2), ("layer", "s4"), ("pool", (2, 2)), ("bits", 7)]
+)
+def test_a_model_to_start_from_has_the_same_architecture(tmp_path, name, value):
+    losses(trainer(tmp_path, steps=2), tmp_path, name="first")
+    found = trainer(tmp_path, steps=2, init_from=tmp_path / "first", **{name: value})
+    with pytest.raises(Problem, match=rf"first was trained with --{name.replace('_', '-')} .*; give the same"):
+        losses(found, tmp_path, name="second")
+
+
 def test_noise_changes_the_input_and_ends_before_the_run(tmp_path):
     """By at most this many classes, within their range, differently in each step; targets do not change."""
     found = trainer(tmp_path, steps=8, noise=3, noise_until=0.5)

@@ -61,6 +61,9 @@ class Settings:
     dropout: float = 0.0
     """Dropout inside the blocks."""
 
+    init_from: Path | None = None
+    """A model file, or the folder of a run, whose weights a new run starts from (fine-tuning). Its network must be that
+    of these settings; the optimiser starts anew."""
     steps: int = 950
     """Training steps."""
     batch: int = 1

@@ -106,8 +106,8 @@ class Trained:
 
 
 def save_model(path: Path, weights: dict[str, Tensor], settings: Settings, step: int) -> None:
-    """Writes weights with all that is needed to use them, and nothing of the machine: not where the audio was."""
-    write_checked(path, weights, step=step, settings=to_json(replace(settings, data=None)))
+    """Writes weights with all that is needed to use them, and nothing of the machine: not where files were."""
+    write_checked(path, weights, step=step, settings=to_json(replace(settings, data=None, init_from=None)))
 
 
 def load_model(path: Path) -> Trained:

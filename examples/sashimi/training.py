@@ -24,8 +24,10 @@ from .audio import IGNORED, Excerpts, Split, mix
 from .config import Settings, check
 from .evaluation import evaluate
 from .problems import Problem
-from .storage import MODEL, Run, save_model
+from .storage import MODEL, Run, Trained, load_model, save_model
 
+_ARCHITECTURE = ("d_model", "d_state", "blocks", "pool", "layer", "glu", "bits")
+"""The settings that decide names and shapes of the weights."""
 VALIDATION = 5
 """Seconds of held-out audio that are measured at every checkpoint."""
 
@@ -139,6 +141,27 @@ class Trainer:
             return self.model
         return cast(Sequential, self.average.module)
 
+    def start_from(self, trained: Trained, where: Path) -> None:
+        """Takes the weights of a trained network in place of the initial ones.
+
+        Arguments:
+            trained: The trained network.
+            where: The file that it is from.
+
+        Raises:
+            Problem: If its architecture is not that of the settings.
+        """
+        for name in _ARCHITECTURE:
+            theirs, ours = getattr(trained.settings, name), getattr(self.settings, name)
+            if theirs != ours:
+                option = name.replace("_", "-")
+                raise Problem(f"{where} was trained with --{option} {theirs}, and this run has {ours}; give the same.")
+        # By order: the names differ with --recompute, which does not change the network.
+        weights = dict(zip(self.model.state_dict(), trained.model.state_dict().values(), strict=True))
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.module.load_state_dict(weights)
+
     def tensors(self) -> dict[str, Tensor]:
         """All that a run needs to go on."""
         found = {f"model.{name}": x for name, x in self.model.state_dict().items()}
@@ -233,6 +256,8 @@ def train(
 ) -> int:
     """Trains until the settings' number of steps is reached, from the run's last checkpoint if it has one.
 
+    A new run starts from the weights of `settings.init_from`, if it is given.
+
     Arguments:
         trainer: The network in training.
         run: The run's folder.
@@ -254,6 +279,8 @@ def train(
     if (found := run.load(trainer.tensors())) is not None:
         done, tensors = found
         trainer.load(done, tensors, run.folder)
+    elif settings.init_from is not None:
+        trainer.start_from(load_model(settings.init_from), settings.init_from)
     if world.first:
         run.begin(settings, done)
     begin(done)
