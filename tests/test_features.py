@@ -99,6 +99,22 @@ def autocast(layer):
     assert all(g.isfinite().all() for g in gradients(layer, y.float(), u))
 
 
+@feature("Backward passes inside autocast, and autocast under `torch.compile`")
+def backward_inside_autocast(layer):
+    """Outside autocast, a backward pass through the parts in float32 has products in float32, and here in bfloat16."""
+    u = sequence(layer, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(u)
+    expected = gradients(layer, y.float(), u)
+    torch.compiler.reset()
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = run(u)
+            found = gradients(layer, y.float(), u)
+        for a, b in zip(found, expected, strict=True):
+            assert relative_error(a, b) < 0.1
+
+
 @feature("`torch.autograd.gradcheck` and `gradgradcheck`")
 def gradcheck(layer):
     layer, u = layer.double(), torch.randn(1, 3, layer.d_input, dtype=torch.double, requires_grad=True)

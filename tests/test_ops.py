@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmkit import ops
+from ssmkit.ops.blocks import in_blocks
 from ssmkit.ops.scan import _Carry
 from ssmkit.testing import relative_error
 
@@ -394,3 +395,36 @@ def test_no_fast_path_holds_all_terms():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+AUTOGRAD_FUNCTIONS = {
+    "cauchy": lambda z: ops.cauchy(z[:, :4], z, z[:, :4] + 2).real,
+    "vandermonde": lambda z: ops.vandermonde(z, z / 8, 50).real,
+    "vandermonde_transpose": lambda z: ops.vandermonde_transpose(z.real, z / 8).real,
+    "krylov": lambda z: ops.krylov(torch.stack([z[:, :4].real] * 4, -1) / 9, z[:, :4].real, z[:, None, :4].imag, 40),
+    "causal_conv": lambda z: ops.causal_conv(z.real.mT[None], z.imag[None]),
+    "recurrence": lambda z: ops.recurrence(z.real / 4, z.imag, dim=-1)[0],
+    "selective_scan": lambda z: ops.selective_scan(
+        z.real[..., None], z.imag[..., None].square(), -torch.ones(1, 1), *[z.imag[..., None, None]] * 2
+    ),
+    "in_blocks": lambda z: in_blocks(
+        lambda x, M, u: (u @ M, x + 0),
+        16,
+        z.real[:, 0],
+        [z.real[0, :8, None] * z.imag[0, :8]],
+        [z.real[..., None].expand(3, 64, 8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AUTOGRAD_FUNCTIONS)
+def test_backward_passes_are_in_full_precision_inside_autocast(name):
+    z = random_complex(3, 64, dtype=torch.complex64).requires_grad_()
+    y = AUTOGRAD_FUNCTIONS[name](z)
+    y = y[0] if isinstance(y, tuple) else y
+    loss = y.square().sum()
+    (expected,) = torch.autograd.grad(loss, z, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(loss, z)
+    assert expected.isfinite().all()
+    assert torch.equal(found, expected)

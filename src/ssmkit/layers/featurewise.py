@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from .. import _checks
 from ..initializers import log_uniform
 from ..ops.complex import from_pairs, to_pairs
+from ..ops.precision import full_precision
 from ..systems import DiscreteDiagonal, DiscreteDPLR, ForwardSystem, TwoSided
-from ..systems.base import full_precision
 from .base import at_least_float32
 from .statespace import StateSpaceLayer
 

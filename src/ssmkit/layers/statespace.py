@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from ..ops.precision import full_precision
 from ..states import State
 from ..systems import ForwardSystem
-from ..systems.base import full_precision
 from ..systems.timed import fit_rate
 from .base import SequenceLayer, at_least_float32, refuse_forward_only
 

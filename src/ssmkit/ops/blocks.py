@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .precision import full_precision_backward
 from .transforms import gradients_with_graph, transformed
 
 __all__ = ["in_blocks"]
@@ -95,6 +96,7 @@ class _InBlocks(torch.autograd.Function):
         return y, last
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, gy: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
         starts, x, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():

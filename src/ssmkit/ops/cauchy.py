@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .precision import full_precision_backward
 from .transforms import transformed
 from .vandermonde import check_sums, vandermonde
 
@@ -33,6 +34,7 @@ class _Cauchy(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # y_l = Σ v_n / (z_l - w_n):  ∂y/∂v = 1/(z - w),  ∂y/∂w = v/(z - w)²,  ∂y/∂z = -Σ v/(z - w)².
         # torch's gradient of a holomorphic function is the conjugate of its derivative.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from .precision import full_precision_backward
 from .transforms import transformed
 
 __all__ = ["causal_conv", "naive_causal_conv", "two_sided_conv"]
@@ -95,6 +96,7 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(u, k)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         # y = k ⋆ u, so ∂u and ∂k are correlations of the gradient with k and u: conjugate spectra.
         u, k = ctx.saved_tensors

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks
+from .precision import full_precision_backward
 from .transforms import gradients_with_graph, transformed
 from .vandermonde import without_denormals
 
@@ -237,6 +238,7 @@ class _Krylov(torch.autograd.Function):
         ctx.save_for_backward(*system, *output[1:])
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6

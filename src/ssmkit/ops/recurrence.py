@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .precision import full_precision_backward
 from .transforms import transformed
 
 __all__ = ["naive_recurrence", "recurrence"]
@@ -236,6 +237,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, g_states: Tensor | None, g_last: Tensor | None) -> tuple[Tensor | None, ...]:
         a, x, states = ctx.saved_tensors
         dim, L = ctx.dim, states.shape[ctx.dim]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .complex import add_rotation_adjoint, from_interleaved, interleaved
+from .precision import full_precision_backward
 from .transforms import transformed
 
 __all__ = ["Chunk", "chunk_length", "move_on", "scan_chunks", "toeplitz"]
@@ -116,6 +117,7 @@ class _Carry(torch.autograd.Function):
         ctx.save_for_backward(output[0], power)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, g_before: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]:
         before, power = ctx.saved_tensors
         adjoint = power.conj() if power.is_complex() else power.mT

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .precision import full_precision_backward
 from .recurrence import recurrence
 from .transforms import gradients_with_graph, transformed
 
@@ -211,6 +212,7 @@ class _Selective(torch.autograd.Function):
         return y, last
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, gy: Tensor, glast: Tensor) -> tuple[Tensor | None, ...]:
         u, dt, A, B, C, x, *starts = ctx.saved_tensors
         if torch.is_grad_enabled():

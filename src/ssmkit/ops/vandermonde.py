@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import _checks
 from .complex import from_interleaved, from_pairs, interleaved, to_pairs
+from .precision import full_precision_backward
 from .transforms import transformed
 
 __all__ = [
@@ -131,6 +132,7 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         v, x, small, giant = ctx.saved_tensors
         rows = torch.cat([grad, _derivative(grad)], dim=-2)
@@ -155,6 +157,7 @@ class _Polynomials(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         u, x, small, giant = ctx.saved_tensors
         du = _Sums.apply(grad.conj(), x, small, giant)  # type: ignore[no-untyped-call]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..ops.precision import full_precision
 from ..ops.transforms import transformed
 from .words import Vector, Words
 
-__all__ = ["ForwardSystem", "System", "full_precision", "own", "part", "per_sample"]
+__all__ = ["ForwardSystem", "System", "own", "part", "per_sample"]
 
 _T = TypeVar("_T")
 
@@ -45,16 +45,6 @@ def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return x.to(dtype, copy=True).resolve_conj()
     return x.to(dtype, copy=True).resolve_conj()
-
-
-def full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Switches autocast off if it is on; otherwise does nothing, since entering a context is slow.
-
-    Some devices, such as `meta`, have no autocast.
-    """
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def per_sample(rate: float | Tensor) -> float | Tensor:
