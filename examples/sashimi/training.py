@@ -158,9 +158,7 @@ class Trainer:
                 raise Problem(f"{where} was trained with --{option} {theirs}, and this run has {ours}; give the same.")
         # By order: the names differ with --recompute, which does not change the network.
         weights = dict(zip(self.model.state_dict(), trained.model.state_dict().values(), strict=True))
-        self.model.load_state_dict(weights)
-        if self.average is not None:
-            self.average.module.load_state_dict(weights)
+        self.model.load_state_dict(weights)  # the average begins with the weights after the first step
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run needs to go on."""
