@@ -519,7 +519,8 @@ def test_a_new_run_starts_from_a_trained_model(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("d_model", 8), ("blocks", 2), ("layer", "s4"), ("pool", (2, 2)), ("bits", 7)]
+    ("name", "value"),
+    [("d_model", 8), ("d_state", 8), ("blocks", 2), ("layer", "s4"), ("glu", True), ("pool", (2, 2)), ("bits", 7)],
 )
 def test_a_model_to_start_from_has_the_same_architecture(tmp_path, name, value):
     losses(trainer(tmp_path, steps=2), tmp_path, name="first")

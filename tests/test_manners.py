@@ -271,6 +271,14 @@ def test_a_training_ends_with_what_to_do_next(trained, tmp_path, call, monkeypat
         assert (tmp_path / line.split()[1]).resolve() == EXAMPLES / "sashimi_youtubemix.py"
 
 
+def test_a_run_from_a_model_continues_from_any_folder(trained, tmp_path, call, monkeypatch):
+    arguments = ["train", *SMALL, "--data", trained / "data", "--out", tmp_path / "second"]
+    for steps, here in enumerate((tmp_path, tmp_path.parent), start=1):
+        monkeypatch.chdir(here)
+        start = os.path.relpath(trained / "run", here)
+        assert call(*arguments, "--steps", steps, "--init-from", start)[0] == 0
+
+
 # Options
 
 

@@ -407,6 +407,12 @@ AUTOGRAD_FUNCTIONS = {
     "selective_scan": lambda z: ops.selective_scan(
         z.real[..., None], z.imag[..., None].square(), -torch.ones(1, 1), *[z.imag[..., None, None]] * 2
     ),
+    "carry": lambda z: _Carry.apply(
+        z.real[:, :, None, None].expand(3, 64, 2, 4),
+        z.imag[:, :2, None].expand(3, 2, 4),
+        z.real[:, :4, None] * z.imag[:, None, :4] / 4,
+        False,
+    ),
     "in_blocks": lambda z: in_blocks(
         lambda x, M, u: (u @ M, x + 0),
         16,

@@ -15,15 +15,12 @@ __all__ = ["full_precision", "full_precision_backward"]
 _T = TypeVar("_T")
 
 
-def full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Switches autocast off if it is on; otherwise does nothing, since entering a context is slow.
+def full_precision(device_type: str, *, always: bool = False) -> AbstractContextManager[Any]:
+    """Switches autocast off if it is on, or `always`; otherwise does nothing, since entering a context is slow.
 
     Some devices, such as `meta`, have no autocast.
     """
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    # Autocast may be on when traced code runs, though it is off during tracing: in the backward pass of a function.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and (always or torch.is_autocast_enabled(device_type)):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -38,7 +35,9 @@ def full_precision_backward(backward: Callable[..., _T]) -> Callable[..., _T]:
     @functools.wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> _T:
         devices = [g.device.type for g in gradients if g is not None]
-        with full_precision(devices[0]) if devices else nullcontext():
+        # Tracing is inside the forward pass, where autocast is off; the traced backward pass runs where it may be on.
+        traced = torch.compiler.is_compiling()
+        with full_precision(devices[0], always=traced) if devices else nullcontext():
             return backward(ctx, *gradients)
 
     return run
