@@ -111,8 +111,9 @@ def backward_inside_autocast(layer):
         with torch.autocast("cpu", torch.bfloat16):
             y = run(u)
             found = gradients(layer, y.float(), u)
-        for a, b in zip(found, expected, strict=True):
-            assert relative_error(a, b) < 0.1
+        # Together: a single small gradient may be the difference of large numbers.
+        a, b = (torch.cat([g.flatten() for g in given]) for given in (found, expected))
+        assert (a - b).norm() < 0.05 * b.norm()
 
 
 @feature("`torch.autograd.gradcheck` and `gradgradcheck`")
