@@ -162,7 +162,7 @@ Player(clips[1], rate)
 # The first second is the recording, with the partials of its tones as horizontal lines. What follows has most of its
 # energy at low frequencies, as the recording has, but no lines: it is noise with clicks, no tones that last and fade.
 # The loss does not show this: it counts one sample at a time, and a tone is a matter of thousands. The same parts do
-# better with more width and time. :doc:`/sashimi` has clips of a network that trained for half an hour on two threads,
+# better with more width and time. :doc:`/sashimi` has clips of a network that trained for about six core-hours,
 # and a program that trains, measures and generates.
 #
 # What to read next

@@ -73,7 +73,7 @@ class Generate:
     """Below 1 the draw is less bold and keeps to likely samples, above 1 it is bolder; at 0 it is greedy."""
     top_k: int = 0
     """Draw from so many of the likeliest samples; 0 for all."""
-    top_p: float = 0.95
+    top_p: float = 0.9
     """Draw from the likeliest samples that together have this probability; 1 for all, now and then one that a network
     cannot go on from."""
     greedy: bool = False
