@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# glibc keeps freed memory for the next training step: otherwise the kernel clears the same pages again in every step.
+# glibc keeps freed memory for the next training step: otherwise the kernel clears the pages of every large tensor again.
 KEEP := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.top_pad=200000000
 
 .PHONY: demo test grid mutants
