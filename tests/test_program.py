@@ -75,6 +75,12 @@ def test_every_command_has_help(call):
     assert "(default: 128000)" in call("train", "--preset", "paper", "--help")[1]
 
 
+def test_samples_are_drawn_as_the_documentation_says():
+    text = (EXAMPLES.parent / "docs/sashimi.rst").read_text()
+    said = re.search(r"temperature of ([\d.]+) from the\slikeliest samples that together have ([\d.]+) of", text)
+    assert [float(x) for x in said.groups()] == [program.Generate().temperature, program.Generate().top_p]
+
+
 # Training
 
 
